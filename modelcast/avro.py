@@ -1,0 +1,144 @@
+"""Avro schemas and single-object encoding; the only module that imports fastavro.
+
+- A single-object record is `C3 01`, the schema's CRC-64-AVRO fingerprint (8 bytes, little-endian), the datum
+  (Avro specification 1.12, "Single object encoding").
+- Decoding consumes every byte or raises: a datum with bytes behind it is not the datum its writer wrote.
+- The fingerprint ignores logical types, documentation and defaults, so the *digest* of a schema (SHA-256 of its text)
+  is its identity and the fingerprint only how records point to it.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import fastavro
+from fastavro.schema import SchemaParseException, fingerprint, to_parsing_canonical_form
+
+from modelcast import digest
+from modelcast.errors import SourceError, WireError
+
+SINGLE_OBJECT_MARKER = b"\xc3\x01"
+FINGERPRINT_BYTES = 8
+FRAME_BYTES = len(SINGLE_OBJECT_MARKER) + FINGERPRINT_BYTES
+
+
+@dataclass(frozen=True)
+class Schema:
+    """One Avro schema, parsed once.
+
+    Attributes:
+        definition: The schema as JSON data.
+        text: The schema as compact JSON; its digest is the schema's identity.
+    """
+
+    definition: Any = field(compare=False, repr=False)
+    text: str
+
+    @classmethod
+    def parse(cls, definition: str | bytes | Mapping[str, Any]) -> Schema:
+        """Parses a schema from its JSON text or data.
+
+        Raises:
+            SourceError: Not JSON, or not an Avro schema.
+        """
+        try:
+            data = json.loads(definition) if isinstance(definition, (str, bytes)) else dict(definition)
+            fastavro.parse_schema(data)
+        except (ValueError, TypeError, KeyError, SchemaParseException) as error:
+            raise SourceError(
+                f"not an Avro schema: {error}", hint="Give a .avsc file as the Avro specification describes it."
+            ) from error
+        return cls(definition=data, text=json.dumps(data, separators=(",", ":")))
+
+    @cached_property
+    def parsed(self) -> Any:
+        """What fastavro's readers and writers take."""
+        return fastavro.parse_schema(self.definition)
+
+    @cached_property
+    def fingerprint(self) -> bytes:
+        """CRC-64-AVRO of the parsing canonical form: 8 bytes, little-endian."""
+        return bytes.fromhex(fingerprint(to_parsing_canonical_form(self.definition), "CRC-64-AVRO"))
+
+    @cached_property
+    def digest(self) -> str:
+        """`sha256:…` of the text."""
+        return digest.of_bytes(self.text.encode())
+
+    @cached_property
+    def frame(self) -> bytes:
+        """The 10 bytes every single-object record of this schema starts with."""
+        return SINGLE_OBJECT_MARKER + self.fingerprint
+
+    def encode(self, datum: Any) -> bytes:
+        """Encodes one datum without a frame.
+
+        Raises:
+            WireError: The datum does not fit the schema.
+        """
+        buffer = io.BytesIO()
+        self._write(buffer, datum)
+        return buffer.getvalue()
+
+    def encode_single_object(self, datum: Any) -> bytes:
+        """Encodes one datum behind its frame; raises as `encode`."""
+        buffer = io.BytesIO(self.frame)
+        buffer.seek(FRAME_BYTES)
+        self._write(buffer, datum)
+        return buffer.getvalue()
+
+    def decode(self, data: bytes, *, start: int = 0) -> Any:
+        """Decodes the datum in `data[start:]`.
+
+        Raises:
+            WireError: Not a datum of this schema, or bytes stand behind it.
+        """
+        buffer = io.BytesIO(data)
+        buffer.seek(start)
+        try:
+            datum = fastavro.schemaless_reader(buffer, self.parsed, None)
+        except Exception as error:  # fastavro raises whatever its C code met: EOFError, IndexError, MemoryError, …
+            raise WireError(f"not a datum of this Avro schema: {type(error).__name__}: {error}") from error
+        if buffer.tell() != len(data):
+            raise WireError(f"{len(data) - buffer.tell()} bytes stand behind the datum")
+        return datum
+
+    def _write(self, buffer: io.BytesIO, datum: Any) -> None:
+        try:
+            fastavro.schemaless_writer(buffer, self.parsed, datum)
+        except Exception as error:  # as above: the class depends on the datum
+            raise WireError(f"does not fit the Avro schema: {type(error).__name__}: {error}") from error
+
+
+def load(path: Path) -> Schema:
+    """Reads a `.avsc` file.
+
+    Raises:
+        SourceError: The file can't be read, or is not an Avro schema.
+    """
+    try:
+        text = path.read_bytes()
+    except OSError as error:
+        raise SourceError(f"can't read schema file {path}: {error.strerror}", hint="Check the path.") from error
+    return Schema.parse(text)
+
+
+def fingerprint_of(data: bytes) -> bytes | None:
+    """The fingerprint a single-object record names, or None if `data` is not framed as one."""
+    if len(data) < FRAME_BYTES or not data.startswith(SINGLE_OBJECT_MARKER):
+        return None
+    return data[len(SINGLE_OBJECT_MARKER) : FRAME_BYTES]
+
+
+def container_header(schema: Schema) -> tuple[bytes, bytes]:
+    """The header of an Avro object container file of `schema`, and its 16-byte sync marker."""
+    buffer = io.BytesIO()
+    fastavro.writer(buffer, schema.parsed, [])
+    header = buffer.getvalue()
+    return header, header[-16:]

@@ -1,0 +1,207 @@
+"""Registry and status records to bytes and back; the wire format apart from the types.
+
+- A registry value is a single-object `Envelope` whose payload is, again single-object, one of Manifest, Withdrawn,
+  Release or Repository; the payload type in the envelope names which, so that what is signed says what it is.
+- An envelope is read without looking into its payload: signatures are checked before payload bytes are parsed.
+- `decode_x(encode_x(v)) == v` for every value; bytes that are not such a record raise WireError, never anything else.
+- Declared sizes and counts are bounded here, before anyone allocates by them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from typing import Any, TypeVar
+
+from modelcast import schemas
+from modelcast.avro import FRAME_BYTES, Schema
+from modelcast.digest import is_digest
+from modelcast.errors import UsageError, WireError
+from modelcast.names import check_model_name
+from modelcast.records import (
+    ChunkHint,
+    DType,
+    Envelope,
+    EnvelopeSignature,
+    FileEntry,
+    InputBinding,
+    InstanceStatus,
+    LoadProbe,
+    Manifest,
+    ModelState,
+    ModelStatus,
+    OutputSpec,
+    Refusal,
+    Release,
+    RepositoryIdentity,
+    Signature,
+    Tolerance,
+    Withdrawn,
+)
+
+T = TypeVar("T")
+Payload = Manifest | Withdrawn | Release | RepositoryIdentity
+
+# Far above any real model (the largest published ones are below 2 TB in some hundred thousand tensors), far below what
+# would exhaust a consumer that allocates per file.
+MAX_FILES = 200_000
+MAX_FILE_BYTES = 1 << 40
+MAX_MODEL_BYTES = 1 << 42
+# A record can't be larger than the default limit of a broker, so neither can a chunk.
+MAX_CHUNK_BYTES = 1_000_000
+MAX_FIELDS = 100_000
+
+_PAYLOAD_TYPES: dict[type[Payload], str] = {
+    RepositoryIdentity: "application/vnd.modelcast.repository+avro",
+    Manifest: "application/vnd.modelcast.manifest+avro",
+    Withdrawn: "application/vnd.modelcast.withdrawn+avro",
+    Release: "application/vnd.modelcast.release+avro",
+}
+
+
+def seal(payload: Payload, *, hints: tuple[ChunkHint, ...] = ()) -> Envelope:
+    """Wraps a payload in an unsigned envelope."""
+    return Envelope(_PAYLOAD_TYPES[type(payload)], _encode_payload(payload), hints=hints)
+
+
+def unseal(envelope: Envelope) -> Payload:
+    """The payload of an envelope whose signatures were checked where they must be.
+
+    Raises:
+        WireError: The payload type is unknown, the bytes are not one, or a declared size is out of bounds.
+    """
+    readers: dict[str, Callable[[bytes], Payload]] = {
+        _PAYLOAD_TYPES[RepositoryIdentity]: _decode_repository,
+        _PAYLOAD_TYPES[Manifest]: _decode_manifest,
+        _PAYLOAD_TYPES[Withdrawn]: _decode_withdrawn,
+        _PAYLOAD_TYPES[Release]: _decode_release,
+    }
+    reader = readers.get(envelope.payload_type)
+    if reader is None:
+        raise WireError(f"payload type {envelope.payload_type!r} is not known to this version of modelcast")
+    return reader(envelope.payload)
+
+
+def encode_envelope(envelope: Envelope) -> bytes:
+    """An envelope as a registry value."""
+    return schemas.load("envelope").encode_single_object(asdict(envelope))
+
+
+def decode_envelope(data: bytes) -> Envelope:
+    """A registry value as an envelope, its payload unread. Raises WireError."""
+    datum = _read(schemas.load("envelope"), data)
+    return Envelope(
+        payload_type=datum["payload_type"],
+        payload=datum["payload"],
+        signatures=tuple(EnvelopeSignature(**entry) for entry in datum["signatures"]),
+        hints=tuple(ChunkHint(**entry) for entry in datum["hints"]),
+    )
+
+
+def encode_status(status: InstanceStatus) -> bytes:
+    """An instance's status as a value of the status topic."""
+    return schemas.load("instance_status").encode_single_object(asdict(status))
+
+
+def decode_status(data: bytes) -> InstanceStatus:
+    """A value of the status topic. Raises WireError."""
+    datum = _read(schemas.load("instance_status"), data)
+    models = tuple(
+        ModelStatus(
+            **{
+                **entry,
+                "state": ModelState(entry["state"]),
+                "refusals": tuple(Refusal(**refusal) for refusal in entry["refusals"]),
+            }
+        )
+        for entry in datum["models"]
+    )
+    return InstanceStatus(**{**datum, "models": models})
+
+
+def _encode_payload(payload: Payload) -> bytes:
+    datum = asdict(payload)
+    match payload:
+        case RepositoryIdentity():
+            return schemas.load("repository").encode_single_object(datum)
+        case Withdrawn():
+            return schemas.load("withdrawn").encode_single_object(datum)
+        case Release():
+            return schemas.load("release").encode_single_object(datum)
+        case Manifest():
+            signature = datum.pop("signature")
+            return schemas.load("manifest").encode_single_object({**datum, **signature})
+
+
+def _decode_repository(data: bytes) -> RepositoryIdentity:
+    return RepositoryIdentity(**_read(schemas.load("repository"), data))
+
+
+def _decode_withdrawn(data: bytes) -> Withdrawn:
+    withdrawn = Withdrawn(**_read(schemas.load("withdrawn"), data))
+    _check_scope(withdrawn.model, withdrawn.version)
+    return withdrawn
+
+
+def _decode_release(data: bytes) -> Release:
+    release = Release(**_read(schemas.load("release"), data))
+    _check_scope(release.model, release.version)
+    _require(release.sequence >= 1, f"release sequence {release.sequence}")
+    _require(release.restores is None or 1 <= release.restores < release.sequence, f"restores {release.restores}")
+    return release
+
+
+def _decode_manifest(data: bytes) -> Manifest:
+    datum = _read(schemas.load("manifest"), data)
+    inputs, outputs = datum.pop("inputs"), datum.pop("outputs")
+    manifest = Manifest(
+        **{
+            **datum,
+            "files": tuple(FileEntry(**entry) for entry in datum["files"]),
+            "tolerance": Tolerance(**datum["tolerance"]),
+            "probe": None if datum["probe"] is None else LoadProbe(**datum["probe"]),
+            "signature": Signature(
+                tuple(InputBinding(**_tensor(entry), fields=tuple(entry["fields"])) for entry in inputs),
+                tuple(OutputSpec(**_tensor(entry), field=entry["field"]) for entry in outputs),
+            ),
+        }
+    )
+    _check_manifest(manifest)
+    return manifest
+
+
+def _tensor(entry: Mapping[str, Any]) -> dict[str, Any]:
+    return {"name": entry["name"], "dtype": DType(entry["dtype"]), "shape": tuple(entry["shape"])}
+
+
+def _check_manifest(manifest: Manifest) -> None:
+    _check_scope(manifest.model, manifest.version)
+    _require(1 <= manifest.chunk_bytes <= MAX_CHUNK_BYTES, f"chunk size {manifest.chunk_bytes}")
+    _require(1 <= len(manifest.files) <= MAX_FILES, f"{len(manifest.files)} files")
+    _require(len(manifest.signature.fields) <= MAX_FIELDS, f"{len(manifest.signature.fields)} fields")
+    paths = [entry.path for entry in manifest.files]
+    _require(len(set(paths)) == len(paths), "a path twice")
+    _require(paths == sorted(paths), "paths out of order")
+    for entry in manifest.files:
+        _require(0 <= entry.size <= MAX_FILE_BYTES, f"{entry.size} bytes for file {entry.path!r}")
+        _require(is_digest(entry.digest), f"digest {entry.digest!r} of file {entry.path!r}")
+    _require(manifest.size_bytes <= MAX_MODEL_BYTES, f"{manifest.size_bytes} bytes in all")
+
+
+def _check_scope(model: str, version: int) -> None:
+    try:
+        check_model_name(model)
+    except UsageError as error:
+        raise WireError(f"declares model {model!r}") from error
+    _require(version >= 1, f"version {version}")
+
+
+def _require(condition: bool, declared: str) -> None:
+    if not condition:
+        raise WireError(f"declares {declared}, which is out of bounds")
+
+
+def _read(schema: Schema, data: bytes) -> Any:
+    if not data.startswith(schema.frame):
+        raise WireError(f"not a {schema.definition['name']} record of this version of modelcast")
+    return schema.decode(data, start=FRAME_BYTES)

@@ -1,0 +1,218 @@
+"""Every error modelcast raises on purpose, in one tree.
+
+    ModelcastError
+    ├── UsageError                    you misused this (exit code 2)
+    │   ├── ConfigError               a setting or properties file is wrong
+    │   ├── SourceError               a file or model given to a command can't be read
+    │   └── MissingExtraError         an optional package is not installed
+    ├── BrokerError                   Kafka is not there, or will not do it (3)
+    │   ├── TopicConfigError          a topic exists with settings that would lose data
+    │   ├── AuthorizationError        an ACL or a credential is missing
+    │   └── OutcomeUnknownError       a commit was sent and its answer never came
+    ├── NotFoundError                 the named thing does not exist (4)
+    │   ├── TopicNotFoundError
+    │   ├── ModelNotFoundError
+    │   ├── VersionNotFoundError
+    │   └── RepositoryNotFoundError   `modelcast init` was not run on this prefix
+    ├── ModelRefusedError             a model failed a check (5); `reason` names the check
+    │   ├── ConversionError           a converter could not express the estimator in ONNX
+    │   ├── StructureError            the graph asks for something that is not allowed
+    │   ├── SmokeRunError             the child process that tried the model failed or was killed
+    │   ├── ParityError               the ONNX graph and its original disagree
+    │   ├── IntegrityError            bytes do not match their digest or declared size
+    │   ├── BindingError              inputs can't be bound to the fields of the events
+    │   ├── GoldenError               golden examples were not reproduced, or are not finite
+    │   └── LoadError                 the runtime could not build a session
+    ├── GateError                     a published requirement was not met (6)
+    ├── FencedError                   another holder of the transactional id took over (7)
+    └── WireError                     a topic holds bytes that are not what they should be (1)
+        └── UnknownSchemaError        a fingerprint no schema is known for (yet)
+
+A message says what happened, to which thing, and what to do; the last of these is `hint`. Whether trying the same
+thing again can help is decided here only, by `retriable`.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import ClassVar
+
+
+class ExitCode(IntEnum):
+    """What a command's exit status means; documented in the README."""
+
+    DONE = 0
+    INTERNAL = 1
+    USAGE = 2
+    BROKER = 3
+    NOT_FOUND = 4
+    MODEL_REFUSED = 5
+    GATE = 6
+    FENCED = 7
+    INTERRUPTED = 130
+
+
+class ModelcastError(Exception):
+    """Base of all errors raised on purpose.
+
+    Args:
+        message: What happened, and to which thing.
+        hint: What to do about it, as one sentence or a command line.
+    """
+
+    exit_code: ClassVar[ExitCode] = ExitCode.INTERNAL
+    retriable: ClassVar[bool] = False
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return self.message if self.hint is None else f"{self.message}. {self.hint}"
+
+
+class UsageError(ModelcastError):
+    """The caller asked for something that can't be."""
+
+    exit_code = ExitCode.USAGE
+
+
+class ConfigError(UsageError):
+    """A setting, environment variable or properties file is wrong."""
+
+
+class SourceError(UsageError):
+    """A file or object handed to a command can't be read or is not what it should be."""
+
+
+class MissingExtraError(UsageError):
+    """An optional package is not installed; the hint is the pip line that installs it."""
+
+
+class BrokerError(ModelcastError):
+    """Kafka could not be reached, or refused."""
+
+    exit_code = ExitCode.BROKER
+    retriable = True  # brokers come back
+
+
+class TopicConfigError(BrokerError):
+    """A topic exists with a configuration that would lose data; the hint holds the command that mends it."""
+
+    retriable = False  # a person has to mend it
+
+
+class AuthorizationError(BrokerError):
+    """Authentication failed, or an ACL is missing."""
+
+    retriable = False  # the same credentials get the same answer
+
+
+class OutcomeUnknownError(BrokerError):
+    """A commit was sent and its outcome is not known: drop the producer, take a new one with the same id, re-read."""
+
+    retriable = False  # never inside the same producer
+
+
+class NotFoundError(ModelcastError):
+    """The named thing does not exist."""
+
+    exit_code = ExitCode.NOT_FOUND
+
+
+class TopicNotFoundError(NotFoundError):
+    """No topic of that name."""
+
+
+class ModelNotFoundError(NotFoundError):
+    """No model of that name in the registry."""
+
+
+class VersionNotFoundError(NotFoundError):
+    """The model has no such version."""
+
+
+class RepositoryNotFoundError(NotFoundError):
+    """The prefix holds no repository: `modelcast init` was never run."""
+
+
+class ModelRefusedError(ModelcastError):
+    """A model failed a check and will not be published, or will not go live.
+
+    `reason` is a stable word for status records, metrics and tests.
+    """
+
+    exit_code = ExitCode.MODEL_REFUSED
+    reason: ClassVar[str] = "refused"
+
+
+class ConversionError(ModelRefusedError):
+    """A converter could not express the estimator in ONNX."""
+
+    reason = "conversion"
+
+
+class StructureError(ModelRefusedError):
+    """The graph, or a file of the model, asks for something that is not allowed or not supported."""
+
+    reason = "structure"
+
+
+class SmokeRunError(ModelRefusedError):
+    """The limited child process that tried the model failed, ran out of time or memory, or died."""
+
+    reason = "smoke-run"
+
+
+class ParityError(ModelRefusedError):
+    """The converted graph does not give what the original model gives."""
+
+    reason = "parity"
+
+
+class IntegrityError(ModelRefusedError):
+    """Bytes do not have the digest or the size the manifest declares."""
+
+    reason = "integrity"
+
+
+class BindingError(ModelRefusedError):
+    """The model's inputs can't be bound to the fields of the events (or examples)."""
+
+    reason = "binding"
+
+
+class GoldenError(ModelRefusedError):
+    """The golden examples were not reproduced within tolerance, or gave values that are not finite."""
+
+    reason = "golden"
+
+
+class LoadError(ModelRefusedError):
+    """The runtime could not build a session, or did not within its deadline."""
+
+    reason = "load"
+
+
+class GateError(ModelcastError):
+    """A requirement named at publish was not met."""
+
+    exit_code = ExitCode.GATE
+
+
+class FencedError(ModelcastError):
+    """Another process took over the transactional id; nothing of this transaction is visible."""
+
+    exit_code = ExitCode.FENCED
+    retriable = True  # by starting over from init_transactions, a bounded number of times
+
+
+class WireError(ModelcastError):
+    """A topic holds bytes that are not what they should be."""
+
+
+class UnknownSchemaError(WireError):
+    """A single-object record names a fingerprint no schema is known for (yet)."""
+
+    retriable = True  # its writer may be slow to describe it

@@ -1,0 +1,99 @@
+"""The data plane's seam: a member of a consumer group, and the producer that commits its work.
+
+Kept apart from `modelcast.log` because the hot path passes the client library's own messages through untouched: one
+Python object an event is all there is time for. `modelcast.kafka` implements it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NewType, Protocol
+
+# Opaque; taken with a batch and handed back with its commit, so that a commit of a lost generation is refused.
+GroupMetadata = NewType("GroupMetadata", object)
+
+# Called inside `consume` with the partitions concerned.
+OnPartitions = Callable[[Sequence[int]], None]
+
+
+class Message(Protocol):
+    """One event as the client library holds it."""
+
+    def key(self) -> bytes | None: ...
+
+    def value(self) -> bytes | None: ...
+
+    def partition(self) -> int: ...
+
+    def offset(self) -> int: ...
+
+    def timestamp(self) -> tuple[int, int]:
+        """(kind, epoch milliseconds); kind 0 means there is none."""
+
+
+class GroupConsumer(Protocol):
+    """A member of a consumer group on one topic; single-threaded except where said."""
+
+    def subscribe(
+        self, topic: str, *, on_assign: OnPartitions, on_revoke: OnPartitions, on_lost: OnPartitions
+    ) -> None: ...
+
+    def consume(self, max_messages: int, timeout_s: float) -> Sequence[Message]:
+        """At most `max_messages`; waits for all of them or the timeout (0: whatever is there). Raises BrokerError."""
+
+    def group_metadata(self) -> GroupMetadata: ...
+
+    def assignment(self) -> Sequence[int]: ...
+
+    def positions(self, partitions: Sequence[int]) -> Mapping[int, int]:
+        """Next offsets to be consumed; partitions without one yet are left out."""
+
+    def committed(self, partitions: Sequence[int]) -> Mapping[int, int]:
+        """The group's committed offsets (next to be consumed); partitions without one are left out."""
+
+    def seek(self, offsets: Mapping[int, int]) -> None: ...
+
+    def pause(self, partitions: Sequence[int]) -> None: ...
+
+    def resume(self, partitions: Sequence[int]) -> None: ...
+
+    def commit(self, offsets: Mapping[int, int]) -> None:
+        """At-least-once: commits next offsets, waiting for the answer."""
+
+    def close(self) -> None: ...
+
+
+class BatchProducer(Protocol):
+    """Sends whole batches; `delivery_failures` says what never arrived."""
+
+    def produce_batch(self, topic: str, records: list[dict[str, Any]]) -> None:
+        """Records: dicts with `key`, `value`, `partition`, optionally `timestamp`. Waits while the queue is full."""
+
+    def produce(
+        self,
+        topic: str,
+        *,
+        key: bytes | None,
+        value: bytes | None,
+        partition: int,
+        headers: Sequence[tuple[str, bytes]] = (),
+    ) -> None: ...
+
+    def flush(self, timeout_s: float) -> None:
+        """Waits until all is acknowledged; raises BrokerError if anything failed since the last flush."""
+
+    def close(self) -> None: ...
+
+
+class TransactionalBatchProducer(BatchProducer, Protocol):
+    """Sends batches inside transactions that also commit the consumed offsets."""
+
+    def begin(self) -> None: ...
+
+    def send_offsets(self, topic: str, offsets: Mapping[int, int], metadata: GroupMetadata) -> None:
+        """Adds consumed offsets (next to be consumed). `metadata` is that of the batch, never a fresh one."""
+
+    def commit(self) -> None:
+        """Raises FencedError, OutcomeUnknownError (drop this producer), BrokerError (aborted; rewind)."""
+
+    def abort(self) -> None: ...
