@@ -1,0 +1,177 @@
+"""`LocalBroker` is a real broker: what it acknowledged is there after it was stopped, killed or paused."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from confluent_kafka import Consumer, Producer, TopicPartition
+from confluent_kafka.admin import AdminClient
+from confluent_kafka.cimpl import NewTopic
+
+from modelcast.dev.broker import LocalBroker
+from modelcast.dev.ports import free_ports, is_free
+from modelcast.dev.process import Process, start_time
+from modelcast.errors import BrokerError
+from modelcast.testing.broker import unique_name
+
+DEADLINE_S = 30.0
+READY_GOAL_S = 3.0
+
+
+def write(broker: LocalBroker, topic: str, value: bytes, *, timeout_s: float = DEADLINE_S) -> bool:
+    """Produces one record; returns whether it was acknowledged in time."""
+    producer = Producer({"bootstrap.servers": broker.bootstrap_servers, "reconnect.backoff.max.ms": 200})
+    producer.produce(topic, value, partition=0)
+    unsent: int = producer.flush(timeout_s)
+    if unsent:
+        producer.purge()
+        producer.flush(1)
+    return unsent == 0
+
+
+def read_all(broker: LocalBroker, topic: str) -> list[bytes]:
+    consumer = Consumer({"bootstrap.servers": broker.bootstrap_servers, "group.id": "reader"})
+    try:
+        _, end = consumer.get_watermark_offsets(TopicPartition(topic, 0), timeout=DEADLINE_S)
+        consumer.assign([TopicPartition(topic, 0, 0)])
+        values: list[bytes] = []
+        deadline = time.monotonic() + DEADLINE_S
+        while len(values) < end and time.monotonic() < deadline:
+            for message in consumer.consume(end - len(values), 1.0):
+                value = message.value()
+                assert isinstance(value, bytes), message.error()
+                values.append(value)
+        return values
+    finally:
+        consumer.close()
+
+
+def create(broker: LocalBroker, topic: str) -> None:
+    admin = AdminClient({"bootstrap.servers": broker.bootstrap_servers})
+    admin.create_topics([NewTopic(topic, 1, 1)])[topic].result(DEADLINE_S)
+
+
+def test_the_session_broker_takes_and_gives_records(broker: LocalBroker) -> None:
+    topic = unique_name("taken")
+    create(broker, topic)
+    assert write(broker, topic, b"a")
+    assert read_all(broker, topic) == [b"a"]
+
+
+def test_a_misspelt_topic_is_not_created(broker: LocalBroker) -> None:
+    topic = unique_name("misspelt")
+    write(broker, topic, b"a", timeout_s=1.0)
+    assert topic not in AdminClient({"bootstrap.servers": broker.bootstrap_servers}).list_topics().topics
+
+
+def test_port_and_data_outlive_stop_and_kill(own_broker: LocalBroker) -> None:
+    create(own_broker, "kept")
+    address = own_broker.bootstrap_servers
+    assert write(own_broker, "kept", b"first")
+
+    own_broker.stop()
+    assert not own_broker.running
+    own_broker.start()
+    assert write(own_broker, "kept", b"second")
+
+    own_broker.kill()
+    assert not own_broker.running
+    began = time.monotonic()
+    own_broker.start()
+    print(f"ready {time.monotonic() - began:.2f} s after kill -9")
+
+    assert own_broker.bootstrap_servers == address
+    assert read_all(own_broker, "kept") == [b"first", b"second"]
+
+
+def test_a_later_start_is_ready_within_three_seconds(own_broker: LocalBroker) -> None:
+    own_broker.stop()
+    began = time.monotonic()
+    own_broker.start()
+    took_s = time.monotonic() - began
+    print(f"ready in {took_s:.2f} s")
+    assert took_s < READY_GOAL_S
+
+
+def test_a_paused_broker_answers_nothing_until_it_goes_on(own_broker: LocalBroker) -> None:
+    create(own_broker, "paused")
+    own_broker.pause()
+    assert own_broker.running
+    assert not write(own_broker, "paused", b"lost", timeout_s=1.0)
+    own_broker.resume()
+    assert write(own_broker, "paused", b"kept")
+    assert read_all(own_broker, "paused")[-1] == b"kept"
+
+
+def test_a_paused_broker_can_be_stopped(own_broker: LocalBroker) -> None:
+    process = own_broker.process
+    own_broker.pause()
+    own_broker.stop()
+    assert not process.alive()
+
+
+def test_it_dies_with_the_process_that_started_it(tmp_path: Path) -> None:
+    script = (
+        "import sys, threading\n"
+        "from pathlib import Path\n"
+        "from modelcast.dev.broker import LocalBroker\n"
+        "broker = LocalBroker(Path(sys.argv[1]), die_with_parent=True)\n"
+        "starter = threading.Thread(target=broker.start)\n"
+        "starter.start()\n"
+        "starter.join()  # the death of the thread that started it is not the death of the process\n"
+        "print(broker.pid, broker.running, flush=True)\n"
+        "sys.stdin.read()\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", script, str(tmp_path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).parents[2],
+    ) as parent:
+        assert parent.stdout is not None
+        pid, running = parent.stdout.readline().split()
+        assert running == "True"
+        child = Process(int(pid), start_time(int(pid)) or "gone")
+        assert child.alive()
+        os.kill(parent.pid, signal.SIGKILL)
+        assert child.wait(DEADLINE_S)
+
+
+def test_a_failed_start_shows_the_reason_and_leaves_no_process(tmp_path: Path) -> None:
+    broker = LocalBroker(tmp_path, die_with_parent=True, server_properties={"log.retention.ms": "soon"})
+    with pytest.raises(BrokerError, match=r"Invalid value soon for configuration log\.retention\.ms"):
+        broker.start()
+    assert not broker.running
+
+
+def test_a_given_port_that_is_taken_is_refused_not_shared(broker: LocalBroker, tmp_path: Path) -> None:
+    second = LocalBroker(tmp_path, port=broker.port, die_with_parent=True)
+    with pytest.raises(BrokerError, match="Address already in use") as refused:
+        second.start()
+    assert str(second.log_path) in str(refused.value)
+    assert not second.running
+
+
+def test_server_properties_win(tmp_path: Path) -> None:
+    port, extra = free_ports(2)
+    controller = free_ports(1)[0]
+    listeners = f"PLAINTEXT://127.0.0.1:{port},EXTRA://127.0.0.1:{extra},CONTROLLER://127.0.0.1:{controller}"
+    settings = {
+        "listeners": listeners,
+        "advertised.listeners": f"PLAINTEXT://127.0.0.1:{port},EXTRA://127.0.0.1:{extra}",
+        "controller.quorum.voters": f"1@127.0.0.1:{controller}",
+        "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,EXTRA:PLAINTEXT,CONTROLLER:PLAINTEXT",
+        "inter.broker.listener.name": "PLAINTEXT",
+    }
+    with LocalBroker(tmp_path, port=port, die_with_parent=True, server_properties=settings):
+        assert not is_free(extra)
+        assert (
+            len(AdminClient({"bootstrap.servers": f"127.0.0.1:{extra}"}).list_topics(timeout=DEADLINE_S).brokers) == 1
+        )

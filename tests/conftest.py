@@ -1,0 +1,49 @@
+"""Fixtures of all tests. Everything here that needs a broker starts one only when a test asks for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from modelcast.dev.broker import LocalBroker
+from modelcast.testing.broker import local_broker, unique_name
+
+TESTS_WITH_A_BROKER = frozenset({"broker", "faults"})  # folders
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for item in items:
+        if TESTS_WITH_A_BROKER.intersection(item.path.relative_to(config.rootpath).parts):
+            item.add_marker(pytest.mark.broker)
+
+
+@pytest.fixture(scope="session")
+def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalBroker]:
+    """The session's broker. Tests share it: leave it running, and take names from `fresh_topic` and `prefix`."""
+    with local_broker(tmp_path_factory.mktemp("broker")) as running:
+        yield running
+
+
+@pytest.fixture
+def own_broker(tmp_path: Path) -> Iterator[LocalBroker]:
+    """A broker of the test's own, to kill, pause and restart."""
+    with local_broker(tmp_path / "own-broker") as running:
+        yield running
+
+
+@pytest.fixture
+def fresh_topic() -> Callable[..., str]:
+    """Gives topic names that nobody else uses; `fresh_topic("events")` → `events-4711-3`."""
+
+    def name(stem: str = "topic") -> str:
+        return unique_name(stem)
+
+    return name
+
+
+@pytest.fixture
+def prefix() -> str:
+    """A repository prefix that nobody else uses."""
+    return unique_name("repository")
