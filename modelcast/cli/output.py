@@ -1,0 +1,80 @@
+"""What commands print.
+
+- Standard output holds results: with `--json` one JSON object or JSON lines and nothing else; without, tables and text
+  made for people.
+- Standard error holds everything else: progress, warnings, errors.
+- A NaN or an infinity has no JSON: it becomes null.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from modelcast.errors import ModelcastError
+
+
+def to_json(value: object) -> str:
+    """Compact JSON; non-finite floats become null."""
+    return json.dumps(_finite(value), ensure_ascii=False, separators=(", ", ": "), default=str)
+
+
+def _finite(value: object) -> object:
+    match value:
+        case float():
+            return value if math.isfinite(value) else None
+        case Mapping():
+            return {str(key): _finite(entry) for key, entry in value.items()}
+        case list() | tuple():
+            return [_finite(entry) for entry in value]
+        case _:
+            return value
+
+
+class Output:
+    """Where a command's words go. `json` says whether standard output is for a program."""
+
+    def __init__(self, *, json: bool = False) -> None:
+        self.json = json
+        self.stdout = Console(soft_wrap=True, highlight=False)
+        self.stderr = Console(stderr=True, soft_wrap=True, highlight=False)
+
+    def result(self, value: Mapping[str, Any], text: str | None = None) -> None:
+        """The command's one result: `value` with `--json`, else `text` (rich markup), if any."""
+        if self.json:
+            self.line(value)
+        elif text is not None:
+            self.stdout.print(text)
+
+    def line(self, value: Mapping[str, Any]) -> None:
+        """One JSON line on standard output, at once."""
+        sys.stdout.write(to_json(value) + "\n")
+        sys.stdout.flush()
+
+    def say(self, text: str) -> None:
+        """Words beside the result (rich markup), on standard error."""
+        self.stderr.print(text)
+
+    def warn(self, text: str) -> None:
+        """A warning, on standard error; `text` is plain."""
+        self.stderr.print(f"[yellow]warning:[/yellow] {escape(text)}")
+
+    def table(self, columns: Sequence[str], rows: Iterable[Sequence[str]], *, title: str | None = None) -> None:
+        """A table on standard output, for people; cells are plain text."""
+        table = Table(*columns, title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+        for row in rows:
+            table.add_row(*(escape(cell) for cell in row))
+        self.stdout.print(table)
+
+    def error(self, error: ModelcastError) -> None:
+        """What went wrong and what to do about it."""
+        self.stderr.print(f"[red]error:[/red] {escape(error.message)}")
+        if error.hint:
+            self.stderr.print(f"  [dim]→[/dim] {escape(error.hint)}")

@@ -1,0 +1,225 @@
+"""`models`, `show`, `history`: what a repository holds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+
+from modelcast.cli.options import CommandContext, connected
+from modelcast.names import ModelRef, check_model_name
+from modelcast.records import Manifest, Release, Withdrawn
+from modelcast.registry.image import ModelEntry, RegistryImage, VersionRecord
+from modelcast.registry.reader import RegistryReader
+from modelcast.registry.repository import CATCH_UP_TIMEOUT_S, check_topics
+
+ModelArgument = Annotated[str, typer.Argument(metavar="NAME", help="The model.")]
+
+
+@contextmanager
+def current_image(context: CommandContext) -> Iterator[RegistryImage]:
+    """The registry as it is now."""
+    connection = context.connection
+    with connection.open_log() as log:
+        check_topics(log, connection.topics)
+        reader = RegistryReader(log, connection.topics)
+        try:
+            yield reader.catch_up(CATCH_UP_TIMEOUT_S)
+        finally:
+            reader.close()
+
+
+@connected
+def models(context: CommandContext) -> None:
+    """List the models, their newest and their live version."""
+    with current_image(context) as image:
+        entries = [image.models[name] for name in sorted(image.models)]
+    if context.output.json:
+        context.output.result({"models": [_summary(entry) for entry in entries]})
+        return
+    if not entries:
+        context.output.say("No models yet. Publish one with: modelcast publish NAME SOURCE --examples FILE")
+        return
+    context.output.table(
+        ("MODEL", "VERSIONS", "LATEST", "LIVE", "LIVE SINCE"),
+        (
+            (
+                entry.name,
+                str(sum(isinstance(record, VersionRecord) for record in entry.versions.values())),
+                str(entry.latest_version),
+                str(entry.champion.version) if entry.champion else "-",
+                _time(entry.champion.created_ms) if entry.champion else "",
+            )
+            for entry in entries
+        ),
+    )
+
+
+@connected
+def show(context: CommandContext, name: Annotated[str, typer.Argument(metavar="NAME[@VERSION]")]) -> None:
+    """Show one version: the live one, or the one named; the newest if none is live."""
+    ref = ModelRef.parse(name)
+    with current_image(context) as image:
+        entry = image.model(ref.model)
+        if ref.version is None and entry.champion is None:
+            ref = ModelRef(ref.model, entry.latest_version)
+        manifest = image.resolve(ref).manifest
+    live = entry.champion is not None and entry.champion.version == manifest.version
+    if context.output.json:
+        context.output.result({**describe(manifest), "live": live})
+        return
+    out = context.output.stdout
+    out.print(f"[bold]{escape(str(manifest.id))}[/bold]  {'[green]live[/green]' if live else 'not live'}")
+    for label, text in _facts(manifest):
+        out.print(f"  [dim]{label:<10}[/dim] {escape(text)}")
+    out.print("  [dim]inputs[/dim]")
+    for binding in manifest.signature.inputs:
+        out.print(f"    {escape(f'{binding.name}: {binding.dtype}{_shape(binding.shape)}')} ← "
+                  f"{escape(', '.join(binding.fields))}")  # fmt: skip
+    out.print("  [dim]outputs[/dim]")
+    for output in manifest.signature.outputs:
+        out.print(f"    {escape(f'{output.field}: {output.dtype}{_shape(output.shape)}')}")
+
+
+@connected
+def history(context: CommandContext, name: ModelArgument) -> None:
+    """Show every version and release of a model, newest first."""
+    check_model_name(name)
+    with current_image(context) as image:
+        entry = image.model(name)
+    if context.output.json:
+        context.output.result(
+            {
+                "model": entry.name,
+                "versions": [_version(entry.versions[number]) for number in sorted(entry.versions, reverse=True)],
+                "releases": [_release(release) for release in reversed(entry.releases)],
+            }
+        )
+        return
+    context.output.table(
+        ("VERSION", "PUBLISHED", "BY", "METRICS", "MESSAGE"),
+        (_version_row(entry, number) for number in sorted(entry.versions, reverse=True)),
+    )
+    context.output.stdout.print()
+    context.output.table(
+        ("RELEASE", "VERSION", "WHEN", "BY", "MESSAGE"),
+        (
+            (
+                str(release.sequence),
+                f"{release.version}{' (rollback)' if release.restores else ''}",
+                _time(release.created_ms),
+                release.created_by,
+                release.message,
+            )
+            for release in reversed(entry.releases)
+        ),
+    )
+
+
+def describe(manifest: Manifest) -> dict[str, Any]:
+    """A version as JSON data."""
+    return {
+        "model": manifest.model,
+        "version": manifest.version,
+        "digest": manifest.digest,
+        "created_ms": manifest.created_ms,
+        "created_by": manifest.created_by,
+        "message": manifest.message,
+        "metrics": dict(manifest.metrics),
+        "bytes": manifest.size_bytes,
+        "files": [{"path": e.path, "bytes": e.size, "digest": e.digest} for e in manifest.files],
+        "inputs": [
+            {"name": b.name, "dtype": str(b.dtype), "shape": list(b.shape), "fields": list(b.fields)}
+            for b in manifest.signature.inputs
+        ],
+        "outputs": [
+            {"name": o.name, "dtype": str(o.dtype), "shape": list(o.shape), "field": o.field}
+            for o in manifest.signature.outputs
+        ],
+        "opsets": dict(manifest.opsets),
+        "frameworks": dict(manifest.frameworks),
+        "probe": None
+        if manifest.probe is None
+        else {
+            "load_ms": manifest.probe.load_ms,
+            "run_ms": manifest.probe.run_ms,
+            "peak_bytes": manifest.probe.peak_bytes,
+        },
+    }
+
+
+def _facts(manifest: Manifest) -> Iterator[tuple[str, str]]:
+    yield "published", f"{_time(manifest.created_ms)} by {manifest.created_by}"
+    if manifest.message:
+        yield "message", manifest.message
+    yield "digest", manifest.digest
+    yield "size", f"{manifest.size_bytes:,} bytes in {len(manifest.files)} files"
+    if manifest.metrics:
+        yield "metrics", _metrics(manifest)
+    if manifest.frameworks:
+        yield "made with", ", ".join(f"{name} {version}" for name, version in sorted(manifest.frameworks.items()))
+    if manifest.probe:
+        yield "load", f"{manifest.probe.load_ms:.0f} ms, peak {manifest.probe.peak_bytes / 1e6:.0f} MB when published"
+
+
+def _summary(entry: ModelEntry) -> dict[str, Any]:
+    return {
+        "model": entry.name,
+        "versions": sum(isinstance(record, VersionRecord) for record in entry.versions.values()),
+        "latest": entry.latest_version,
+        "live": entry.champion.version if entry.champion else None,
+        "live_since_ms": entry.champion.created_ms if entry.champion else None,
+    }
+
+
+def _version(record: VersionRecord | Withdrawn) -> dict[str, Any]:
+    if isinstance(record, Withdrawn):
+        return {
+            "version": record.version,
+            "withdrawn": True,
+            "created_ms": record.created_ms,
+            "message": record.message,
+        }
+    return describe(record.manifest)
+
+
+def _version_row(entry: ModelEntry, number: int) -> tuple[str, ...]:
+    record = entry.versions[number]
+    if isinstance(record, Withdrawn):
+        return str(number), _time(record.created_ms), record.created_by, "", f"withdrawn: {record.message}"
+    live = entry.champion is not None and entry.champion.version == number
+    manifest = record.manifest
+    return (
+        f"{number} (live)" if live else str(number),
+        _time(manifest.created_ms),
+        manifest.created_by,
+        _metrics(manifest),
+        manifest.message,
+    )
+
+
+def _release(release: Release) -> dict[str, Any]:
+    return {
+        "sequence": release.sequence,
+        "version": release.version,
+        "created_ms": release.created_ms,
+        "created_by": release.created_by,
+        "message": release.message,
+        "restores": release.restores,
+    }
+
+
+def _metrics(manifest: Manifest) -> str:
+    return " ".join(f"{name}={value:g}" for name, value in sorted(manifest.metrics.items()))
+
+
+def _shape(shape: tuple[int | None, ...]) -> str:
+    return "[" + ", ".join("N" if size is None else str(size) for size in shape) + "]"
+
+
+def _time(epoch_ms: int) -> str:
+    return datetime.fromtimestamp(epoch_ms / 1000, tz=UTC).astimezone().strftime("%Y-%m-%d %H:%M:%S")

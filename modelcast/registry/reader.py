@@ -1,0 +1,75 @@
+"""From the registry topic to an image.
+
+- Nothing is published before the reader's position has passed the true end taken at the start (read *uncommitted*: with
+  another model's transaction open, the committed end is earlier and the image would miss what is about to commit).
+- After that, `poll` publishes one image per burst of records.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from modelcast.errors import BrokerError, RepositoryNotFoundError
+from modelcast.log import BEGINNING, Log
+from modelcast.registry.image import RegistryDelta, RegistryImage
+from modelcast.topics import Topics
+
+_PARTITION = 0
+# How long one read may wait while catching up, so that the deadline is looked at.
+_STEP_S = 0.1
+
+
+class RegistryReader:
+    """Follows one registry; not thread-safe."""
+
+    def __init__(self, log: Log, topics: Topics, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._log = log
+        self._topic = topics.registry
+        self._clock = clock
+        self._reader = log.reader(self._topic, {_PARTITION: BEGINNING})
+        self._image = RegistryImage()
+
+    @property
+    def image(self) -> RegistryImage:
+        """The last image published."""
+        return self._image
+
+    def catch_up(self, timeout_s: float) -> RegistryImage:
+        """Reads to the end the registry has now.
+
+        Raises:
+            BrokerError: The end was not reached in time, e.g. because another model's transaction stays open.
+            RepositoryNotFoundError: The topic is there, but no repository was made on it.
+        """
+        end = self._log.end_offsets(self._topic, committed=False)[_PARTITION]
+        deadline = self._clock() + timeout_s
+        delta = RegistryDelta(self._image)
+        while self._reader.position(_PARTITION) < end:
+            if self._clock() >= deadline:
+                raise BrokerError(
+                    f"topic {self._topic!r} could not be read to its end (offset {end}) in {timeout_s:g} s",
+                    hint="Another publisher's transaction may be open; try again in a minute.",
+                )
+            for record in self._reader.poll(_STEP_S):
+                delta.replay(record)
+        self._image = delta.apply()
+        if self._image.repository is None:
+            raise RepositoryNotFoundError(
+                f"topic {self._topic!r} holds no repository", hint="Make one with: modelcast init"
+            )
+        return self._image
+
+    def poll(self, timeout_s: float) -> RegistryImage | None:
+        """The next image, or None if nothing came within `timeout_s`."""
+        records = self._reader.poll(timeout_s)
+        if not records:
+            return None
+        delta = RegistryDelta(self._image)
+        for record in records:
+            delta.replay(record)
+        self._image = delta.apply()
+        return self._image
+
+    def close(self) -> None:
+        self._reader.close()
