@@ -1,0 +1,340 @@
+"""The place of a live servable: swapped atomically, used under leases, emptied only after the last of them.
+
+Rules:
+- At most one servable is live. A lease sees exactly one servable and keeps it usable until it ends.
+- `swap` changes pointers under one short lock. It never waits for leases, and leases never wait for a load.
+- The servable replaced is *kept*: still loaded, so that going back is another `swap`. What that pushes out is
+  *quiescing* until its leases end, and then waits in a queue for `reap`.
+- Only `reap` destroys, and only the control thread calls it: ending a lease costs the scoring thread no destructor.
+- What each version is doing is in one ledger; a move that is not in `TRANSITIONS` raises and changes nothing.
+
+    with slot.lease() as servable:
+        outputs = servable.run(columns)
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from modelcast.errors import ModelNotFoundError
+from modelcast.names import ModelVersion
+
+if TYPE_CHECKING:
+    from .servable import Servable
+
+
+class Stage(StrEnum):
+    """What a version is doing on this instance."""
+
+    ASPIRED = "aspired"  # the registry wants it here
+    LOADING = "loading"
+    READY = "ready"  # loaded, checked and warm, not live yet
+    LIVE = "live"
+    KEPT = "kept"  # was live, still loaded
+    QUIESCING = "quiescing"  # to be destroyed after its last lease
+    UNLOADED = "unloaded"
+    REFUSED = "refused"
+
+
+TRANSITIONS: Mapping[Stage | None, frozenset[Stage]] = {
+    None: frozenset({Stage.ASPIRED, Stage.READY}),  # ready at once: loaded by someone else than a control plane
+    Stage.ASPIRED: frozenset({Stage.LOADING, Stage.REFUSED}),
+    Stage.LOADING: frozenset({Stage.READY, Stage.REFUSED}),
+    Stage.READY: frozenset({Stage.LIVE, Stage.QUIESCING}),
+    Stage.LIVE: frozenset({Stage.KEPT, Stage.QUIESCING}),
+    Stage.KEPT: frozenset({Stage.LIVE, Stage.QUIESCING}),
+    Stage.QUIESCING: frozenset({Stage.LIVE, Stage.UNLOADED}),  # still loaded, so it may come back
+    Stage.UNLOADED: frozenset({Stage.ASPIRED, Stage.READY}),
+    Stage.REFUSED: frozenset({Stage.ASPIRED}),
+}
+
+
+class IllegalTransitionError(RuntimeError):
+    """A version was moved where `TRANSITIONS` does not lead: a defect of this package, never a user's fault."""
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class VersionKey:
+    """One version on one repository: numbers start again when a repository is made anew."""
+
+    repository: str
+    id: ModelVersion
+
+    @classmethod
+    def of(cls, servable: Servable) -> VersionKey:
+        return cls(servable.manifest.repository, servable.id)
+
+    def __str__(self) -> str:
+        return str(self.id)
+
+
+# A version that is neither loaded nor loading is history: enough of it to explain a status, bounded for ever.
+MAX_LEDGER_VERSIONS = 256
+_HISTORY = frozenset({Stage.UNLOADED, Stage.REFUSED})
+
+
+class Ledger:
+    """The stage of every version of one slot; not thread-safe, the slot's lock guards it."""
+
+    def __init__(self) -> None:
+        self._stages: dict[VersionKey, Stage] = {}
+
+    def stage(self, key: VersionKey) -> Stage | None:
+        return self._stages.get(key)
+
+    def check(self, key: VersionKey, to: Stage) -> None:
+        """Raises IllegalTransitionError if `key` may not move to `to`."""
+        before = self._stages.get(key)
+        if to not in TRANSITIONS[before]:
+            raise IllegalTransitionError(f"{key} can't move from {before or 'nowhere'} to {to}")
+
+    def move(self, key: VersionKey, to: Stage) -> None:
+        """Moves `key` to `to`; raises IllegalTransitionError, changing nothing, if that is no legal move."""
+        self.check(key, to)
+        self._stages.pop(key, None)  # so that the order is that of the last move
+        self._stages[key] = to
+        if len(self._stages) > MAX_LEDGER_VERSIONS:
+            oldest = next((old for old, stage in self._stages.items() if stage in _HISTORY), None)
+            if oldest is not None:
+                del self._stages[oldest]
+
+    def snapshot(self) -> Mapping[VersionKey, Stage]:
+        return dict(self._stages)
+
+
+@dataclass(slots=True, eq=False)
+class _Tenant:
+    servable: Servable
+    key: VersionKey
+    leases: int = 0
+    leaving: bool = False
+
+
+class Lease:
+    """The right to use the live servable until the `with` block ends; single use."""
+
+    __slots__ = ("_slot", "_tenant")
+
+    def __init__(self, slot: Slot) -> None:
+        self._slot = slot
+        self._tenant: _Tenant | None = None
+
+    def __enter__(self) -> Servable:
+        self._tenant = self._slot._enter()
+        return self._tenant.servable
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        tenant, self._tenant = self._tenant, None
+        if tenant is not None:
+            self._slot._exit(tenant)
+
+
+class Slot:
+    """The live servable of one model reference; thread-safe.
+
+    Args:
+        name: What users call it, for messages.
+        keep: Servables kept loaded behind the live one: 1, or 0 where memory is short.
+        on_reapable: Called, on whichever thread, when `reap` has something to do.
+    """
+
+    def __init__(self, name: str, *, keep: int = 1, on_reapable: Callable[[], None] = lambda: None) -> None:
+        if keep not in (0, 1):
+            raise ValueError(f"keep={keep}: a slot keeps no servable or one")
+        self._name = name
+        self._keep = keep
+        self._on_reapable = on_reapable
+        self._changed = threading.Condition(threading.Lock())
+        self._ledger = Ledger()
+        self._live: _Tenant | None = None
+        self._kept: _Tenant | None = None
+        self._leaving: list[_Tenant] = []
+        self._generation = 0
+
+    @property
+    def live(self) -> Servable | None:
+        """The live servable. Without a lease it may be destroyed at any time: for what does not run it only."""
+        tenant = self._live
+        return None if tenant is None else tenant.servable
+
+    def loaded(self) -> Mapping[VersionKey, Servable]:
+        """What could be live at once: the kept servable, and those quiescing that are not destroyed yet."""
+        with self._changed:
+            tenants = [*self._leaving, *([self._kept] if self._kept is not None else [])]
+            return {tenant.key: tenant.servable for tenant in tenants}
+
+    @property
+    def live_key(self) -> VersionKey | None:
+        tenant = self._live
+        return None if tenant is None else tenant.key
+
+    @property
+    def kept_key(self) -> VersionKey | None:
+        tenant = self._kept
+        return None if tenant is None else tenant.key
+
+    @property
+    def generation(self) -> int:
+        """How often the live servable changed; two equal readings mean that it did not."""
+        return self._generation
+
+    def lease(self) -> Lease:
+        """A context manager giving the live servable.
+
+        Raises:
+            ModelNotFoundError: On entering, if nothing is live.
+        """
+        return Lease(self)
+
+    def wait_live(self, timeout_s: float) -> bool:
+        """Waits until a servable is live; False if none was in time."""
+        with self._changed:
+            return self._changed.wait_for(lambda: self._live is not None, timeout_s)
+
+    def stage(self, key: VersionKey) -> Stage | None:
+        with self._changed:
+            return self._ledger.stage(key)
+
+    def stages(self) -> Mapping[VersionKey, Stage]:
+        """What every version of this slot is doing."""
+        with self._changed:
+            return self._ledger.snapshot()
+
+    def move(self, key: VersionKey, to: Stage) -> None:
+        """Notes a move of a version that is not in the slot; raises IllegalTransitionError."""
+        with self._changed:
+            self._ledger.move(key, to)
+
+    def swap(self, new: Servable) -> Servable | None:
+        """Makes a servable live that is ready, or one of `loaded`.
+
+        Returns:
+            The servable it replaced, which is kept or quiescing now.
+
+        Raises:
+            IllegalTransitionError: The version is neither; nothing changed.
+        """
+        with self._changed:
+            known = self._take(new)
+            if known is not None:
+                return self._put(known)
+            tenant = _Tenant(new, VersionKey.of(new))
+            if self._ledger.stage(tenant.key) in (None, Stage.UNLOADED):
+                self._ledger.move(tenant.key, Stage.READY)
+            if self._ledger.stage(tenant.key) is not Stage.READY:
+                raise IllegalTransitionError(f"{tenant.key} is {self._ledger.stage(tenant.key)}, not ready")
+            return self._put(tenant)
+
+    def discard(self, servable: Servable) -> None:
+        """Lets go of a ready servable that will not be live; raises IllegalTransitionError if it is not ready."""
+        with self._changed:
+            tenant = _Tenant(servable, VersionKey.of(servable))
+            if self._ledger.stage(tenant.key) is not Stage.READY:
+                raise IllegalTransitionError(f"{tenant.key} is {self._ledger.stage(tenant.key)}, not ready")
+            self._leave(tenant)
+
+    def drop_kept(self) -> bool:
+        """Lets go of the kept servable; False if there was none."""
+        with self._changed:
+            tenant, self._kept = self._kept, None
+            if tenant is not None:
+                self._leave(tenant)
+            return tenant is not None
+
+    def clear(self) -> None:
+        """Lets go of everything; what is leased stays usable until its leases end."""
+        with self._changed:
+            leaving = [tenant for tenant in (self._live, self._kept) if tenant is not None]
+            if self._live is not None:
+                self._generation += 1
+            self._live = self._kept = None
+            for tenant in leaving:
+                self._leave(tenant)
+            self._changed.notify_all()
+
+    def reap(self) -> int:
+        """Destroys what nobody leases any more; for the control thread only.
+
+        Returns:
+            How many were destroyed.
+
+        Raises:
+            ExceptionGroup: Destructors that failed, after all of them were called.
+        """
+        with self._changed:
+            ready = [tenant for tenant in self._leaving if tenant.leases == 0]
+            self._leaving = [tenant for tenant in self._leaving if tenant.leases > 0]
+        failures = []
+        for tenant in ready:
+            try:
+                tenant.servable.close()
+            except Exception as error:  # foreign code; the others must still be destroyed
+                failures.append(error)
+            with self._changed:
+                self._ledger.move(tenant.key, Stage.UNLOADED)
+        if failures:
+            raise ExceptionGroup(f"servables of {self._name!r} could not be destroyed", failures)
+        return len(ready)
+
+    @property
+    def quiescing(self) -> int:
+        """Servables that are not destroyed yet, though neither live nor kept."""
+        with self._changed:
+            return len(self._leaving)
+
+    def _put(self, tenant: _Tenant) -> Servable | None:
+        old, self._live = self._live, tenant
+        self._ledger.move(tenant.key, Stage.LIVE)
+        self._generation += 1
+        self._changed.notify_all()
+        if old is None:
+            return None
+        if not self._keep:
+            self._leave(old)
+            return old.servable
+        pushed_out, self._kept = self._kept, old
+        self._ledger.move(old.key, Stage.KEPT)
+        if pushed_out is not None:
+            self._leave(pushed_out)
+        return old.servable
+
+    def _take(self, servable: Servable) -> _Tenant | None:
+        """The tenant of a servable that is loaded but not live, removed from where it was."""
+        if self._kept is not None and self._kept.servable is servable:
+            tenant, self._kept = self._kept, None
+            return tenant
+        for index, tenant in enumerate(self._leaving):
+            if tenant.servable is servable:
+                del self._leaving[index]
+                tenant.leaving = False
+                return tenant
+        return None
+
+    def _leave(self, tenant: _Tenant) -> None:
+        self._ledger.move(tenant.key, Stage.QUIESCING)
+        tenant.leaving = True
+        self._leaving.append(tenant)
+        if tenant.leases == 0:
+            self._on_reapable()
+
+    def _enter(self) -> _Tenant:
+        with self._changed:
+            tenant = self._live
+            if tenant is None:
+                raise ModelNotFoundError(f"no version of {self._name!r} is live yet")
+            tenant.leases += 1
+            return tenant
+
+    def _exit(self, tenant: _Tenant) -> None:
+        with self._changed:
+            tenant.leases -= 1
+            last = tenant.leaving and tenant.leases == 0
+        if last:
+            self._on_reapable()

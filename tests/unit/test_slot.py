@@ -1,0 +1,326 @@
+"""What `consumer/slot.py` promises: one live servable, leases that see one version, nothing destroyed under a lease."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, rule
+
+from modelcast.consumer.slot import (
+    MAX_LEDGER_VERSIONS,
+    TRANSITIONS,
+    IllegalTransitionError,
+    Ledger,
+    Slot,
+    Stage,
+    VersionKey,
+)
+from modelcast.errors import ModelNotFoundError
+from modelcast.names import ModelVersion
+
+REPOSITORY = "repository-1"
+
+
+@dataclass(eq=False)
+class FakeServable:
+    """Knows whether it was destroyed, how often and on which thread."""
+
+    number: int
+    closed_by: list[int] = field(default_factory=list)
+    breaks: bool = False
+
+    @property
+    def id(self) -> ModelVersion:
+        return ModelVersion("fraud", self.number)
+
+    @property
+    def manifest(self) -> SimpleNamespace:
+        return SimpleNamespace(repository=REPOSITORY)
+
+    @property
+    def closed(self) -> bool:
+        return bool(self.closed_by)
+
+    def close(self) -> None:
+        assert not self.closed_by, "destroyed twice"
+        self.closed_by.append(threading.get_ident())
+        if self.breaks:
+            raise RuntimeError("this destructor fails")
+
+
+def key(number: int) -> VersionKey:
+    return VersionKey(REPOSITORY, ModelVersion("fraud", number))
+
+
+def test_an_empty_slot_gives_no_lease_and_names_the_model() -> None:
+    with pytest.raises(ModelNotFoundError, match="fraud"), Slot("fraud").lease():
+        pass
+
+
+def test_a_lease_keeps_the_version_it_saw_over_a_swap() -> None:
+    slot = Slot("fraud", keep=0)
+    first, second = FakeServable(1), FakeServable(2)
+    slot.swap(first)
+    with slot.lease() as before:
+        slot.swap(second)
+        with slot.lease() as after:
+            assert (before.id.version, after.id.version) == (1, 2)
+        assert slot.reap() == 0
+        assert not first.closed
+    assert slot.reap() == 1
+    assert first.closed
+    assert not second.closed
+
+
+def test_the_one_before_is_kept_and_comes_back_by_a_swap() -> None:
+    slot = Slot("fraud")
+    first, second = FakeServable(1), FakeServable(2)
+    slot.swap(first)
+    assert slot.swap(second) is first
+    assert slot.kept_key == key(1)
+    assert slot.swap(slot.loaded()[key(1)]) is second
+    assert (slot.live, slot.kept_key) == (first, key(2))
+    assert slot.reap() == 0
+
+
+def test_one_version_is_kept_and_no_more() -> None:
+    slot = Slot("fraud")
+    servables = [FakeServable(number) for number in range(1, 11)]
+    for servable in servables:
+        slot.swap(servable)
+        slot.reap()
+    assert [servable.closed for servable in servables] == [True] * 8 + [False] * 2
+
+
+def test_a_quiescing_version_comes_back_while_it_is_leased() -> None:
+    slot = Slot("fraud", keep=0)
+    first = FakeServable(1)
+    slot.swap(first)
+    with slot.lease():
+        slot.swap(FakeServable(2))
+        assert slot.stage(key(1)) is Stage.QUIESCING
+        slot.swap(slot.loaded()[key(1)])
+    slot.reap()
+    assert slot.live is first
+    assert not first.closed
+
+
+def test_the_end_of_the_last_lease_calls_for_the_reaper_and_destroys_nothing_itself() -> None:
+    calls: list[int] = []
+    slot = Slot("fraud", keep=0, on_reapable=lambda: calls.append(1))
+    first = FakeServable(1)
+    slot.swap(first)
+    outer, inner = slot.lease(), slot.lease()
+    with outer:
+        with inner:
+            slot.swap(FakeServable(2))
+        assert not calls
+    assert len(calls) == 1
+    assert not first.closed
+
+
+def test_generation_tells_of_every_change() -> None:
+    slot = Slot("fraud")
+    seen = [slot.generation]
+    for number in (1, 2):
+        slot.swap(FakeServable(number))
+        seen.append(slot.generation)
+    slot.clear()
+    seen.append(slot.generation)
+    assert seen == sorted(set(seen))
+
+
+def test_wait_live_returns_when_another_thread_swaps() -> None:
+    slot = Slot("fraud")
+    assert slot.wait_live(0.0) is False
+    threading.Timer(0.02, lambda: slot.swap(FakeServable(1))).start()
+    assert slot.wait_live(10.0) is True
+
+
+def test_a_discarded_servable_never_goes_live_and_is_destroyed() -> None:
+    slot = Slot("fraud")
+    for stage in (Stage.ASPIRED, Stage.LOADING, Stage.READY):
+        slot.move(key(1), stage)
+    servable = FakeServable(1)
+    slot.discard(servable)
+    assert slot.live is None
+    assert slot.reap() == 1
+    assert servable.closed
+    assert slot.stage(key(1)) is Stage.UNLOADED
+
+
+def test_a_version_still_loading_can_not_go_live_and_nothing_changes() -> None:
+    slot = Slot("fraud")
+    slot.swap(FakeServable(1))
+    slot.move(key(2), Stage.ASPIRED)
+    slot.move(key(2), Stage.LOADING)
+    with pytest.raises(IllegalTransitionError, match="fraud@2 is loading"):
+        slot.swap(FakeServable(2))
+    assert slot.live_key == key(1)
+    assert slot.stage(key(2)) is Stage.LOADING
+    assert slot.generation == 1
+
+
+def test_clear_lets_go_of_everything_but_what_is_leased() -> None:
+    slot = Slot("fraud")
+    first, second = FakeServable(1), FakeServable(2)
+    slot.swap(first)
+    slot.swap(second)
+    with slot.lease():
+        slot.clear()
+        slot.reap()
+        assert (first.closed, second.closed) == (True, False)
+    slot.reap()
+    assert second.closed
+    assert slot.quiescing == 0
+
+
+def test_a_destructor_that_fails_does_not_spare_the_others() -> None:
+    slot = Slot("fraud")
+    servables = [FakeServable(1, breaks=True), FakeServable(2)]
+    for servable in servables:
+        slot.swap(servable)
+    slot.clear()
+    with pytest.raises(ExceptionGroup, match="fraud"):
+        slot.reap()
+    assert all(servable.closed for servable in servables)
+    assert slot.reap() == 0
+
+
+@pytest.mark.parametrize("before", [None, *Stage])
+@pytest.mark.parametrize("to", Stage)
+def test_the_ledger_moves_as_the_table_says_and_never_otherwise(before: Stage | None, to: Stage) -> None:
+    ledger = Ledger()
+    path: dict[Stage | None, list[Stage]] = {None: []}
+    frontier: list[Stage | None] = [None]
+    while frontier:  # a legal way to every stage
+        stage = frontier.pop(0)
+        for following in sorted(TRANSITIONS[stage]):
+            if following not in path:
+                path[following] = [*path[stage], following]
+                frontier.append(following)
+    for stage_on_the_way in path[before]:
+        ledger.move(key(1), stage_on_the_way)
+    if to in TRANSITIONS[before]:
+        ledger.move(key(1), to)
+        assert ledger.stage(key(1)) is to
+    else:
+        with pytest.raises(IllegalTransitionError, match="fraud@1"):
+            ledger.move(key(1), to)
+        assert ledger.stage(key(1)) is before
+
+
+def test_the_ledger_forgets_history_first_and_stays_bounded() -> None:
+    ledger = Ledger()
+    ledger.move(key(1), Stage.READY)
+    ledger.move(key(1), Stage.LIVE)
+    for number in range(2, 3 * MAX_LEDGER_VERSIONS):
+        ledger.move(key(number), Stage.ASPIRED)
+        ledger.move(key(number), Stage.REFUSED)
+    assert len(ledger.snapshot()) == MAX_LEDGER_VERSIONS
+    assert ledger.stage(key(1)) is Stage.LIVE
+
+
+@settings(max_examples=60, stateful_step_count=40, deadline=None)
+class SlotMachine(RuleBasedStateMachine):
+    """Any order of swaps, ways back, leases and reaping, against a model that is a few lines."""
+
+    leases = Bundle("leases")
+
+    @initialize(keep=st.sampled_from([0, 1]))
+    def start(self, keep: int) -> None:
+        self.slot = Slot("fraud", keep=keep)
+        self.everyone: list[FakeServable] = []
+        self.leased: list[FakeServable] = []
+        self.live: FakeServable | None = None
+
+    @rule()
+    def swap_a_new_one(self) -> None:
+        servable = FakeServable(len(self.everyone) + 1)
+        self.everyone.append(servable)
+        assert self.slot.swap(servable) is self.live
+        self.live = servable
+
+    @rule(data=st.data())
+    def swap_one_back(self, data: st.DataObject) -> None:
+        loaded = self.slot.loaded()
+        if loaded:
+            chosen = loaded[data.draw(st.sampled_from(sorted(loaded)))]
+            assert not chosen.closed
+            self.slot.swap(chosen)
+            self.live = chosen
+
+    @rule(target=leases)
+    def take_a_lease(self) -> object:
+        if self.live is None:
+            return None
+        lease = self.slot.lease()
+        servable = lease.__enter__()
+        assert servable is self.live
+        self.leased.append(servable)
+        return lease, servable
+
+    @rule(taken=consumes(leases))
+    def end_a_lease(self, taken: object) -> None:
+        if taken is not None:
+            lease, servable = taken
+            assert not servable.closed, "destroyed under a lease"
+            lease.__exit__(None, None, None)
+            self.leased.remove(servable)
+
+    @rule()
+    def drop_kept(self) -> None:
+        self.slot.drop_kept()
+
+    @rule()
+    def clear(self) -> None:
+        self.slot.clear()
+        self.live = None
+
+    @rule()
+    def reap(self) -> None:
+        self.slot.reap()
+        wanted = {self.live, *self.slot.loaded().values(), *self.leased}
+        assert {servable for servable in self.everyone if not servable.closed} <= wanted
+
+    @invariant()
+    def what_is_used_exists_and_one_is_live(self) -> None:
+        assert self.slot.live is self.live
+        assert not any(servable.closed for servable in [*self.leased, *self.slot.loaded().values()])
+        assert list(self.slot.stages().values()).count(Stage.LIVE) == (self.live is not None)
+        assert list(self.slot.stages().values()).count(Stage.KEPT) <= 1
+
+
+TestSlotMachine = SlotMachine.TestCase
+
+
+def test_threads_that_lease_while_another_swaps_never_see_a_destroyed_version() -> None:
+    slot = Slot("fraud")
+    slot.swap(FakeServable(1))
+    stop = threading.Event()
+    seen: list[set[int]] = [set(), set()]
+    wrong: list[int] = []
+
+    def use(mine: set[int]) -> None:
+        while not stop.is_set():
+            with slot.lease() as servable:
+                mine.add(servable.number)
+                if servable.closed:
+                    wrong.append(servable.number)
+
+    threads = [threading.Thread(target=use, args=(mine,)) for mine in seen]
+    for thread in threads:
+        thread.start()
+    for number in range(2, 300):
+        slot.swap(FakeServable(number))
+        slot.reap()
+    stop.set()
+    for thread in threads:
+        thread.join(10)
+    assert not wrong
+    assert all(seen)
