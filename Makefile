@@ -1,12 +1,14 @@
 # Two commands do everything on a fresh machine: `make demo` and `make test`. Each makes its own environment first.
 
-PYTHON ?= $(shell command -v python3.13 || command -v python3.12 || command -v python3.11 || command -v python3)
+# The first Python that runs and is new enough; .ci/check_python.py explains when there is none.
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+  $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && echo $$p && exit; done; echo python3)
 VENV := .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types check faults bench lock clean
+.PHONY: help demo test lint types check bench lock clean python-complete
 
 help: ## Show the targets
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -33,6 +35,9 @@ lock: $(STAMP) ## Pin every dependency anew, with hashes
 	$(PY) -m pip install --quiet uv
 	$(PY) -m uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 	  --no-header --upgrade --extra demo --group test --group lint pyproject.toml -o requirements/dev.txt
+
+python-complete:
+	@$(PYTHON) .ci/check_python.py
 
 $(STAMP): requirements/dev.txt pyproject.toml
 	@$(PYTHON) .ci/check_python.py

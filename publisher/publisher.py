@@ -1,0 +1,138 @@
+"""ModelPublisher: publish, release and roll back from Python.
+
+with ModelPublisher() as publisher:
+    published = publisher.publish("fraud", pipeline, examples=frame, metrics={"auc": 0.91}, release=True)
+    print(published.manifest.version, published.bytes_sent)
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from modelcast.config import Connection
+from modelcast.errors import UsageError
+from modelcast.names import check_model_name
+from modelcast.records import Release
+from modelcast.registry.repository import check_topics
+
+from .session import Published, RegistryWriter
+from .upload import Progress
+
+if TYPE_CHECKING:
+    from .prepare import ExamplesSource, Source
+
+
+class ModelPublisher:
+    """A publisher of models to one repository; thread-safe, one publication of a model at a time.
+
+    Args:
+        bootstrap_servers: Kafka brokers; default as `Connection.resolve`: environment, then the dev broker.
+        prefix: The repository's topic prefix.
+        properties: librdkafka properties by their own dotted names.
+        properties_file: A client.properties file.
+
+    Raises:
+        BrokerError: No broker is named, or none answers.
+        RepositoryNotFoundError: `modelcast init` was not run here.
+        TopicConfigError: A topic of the repository would lose models.
+    """
+
+    def __init__(
+        self,
+        bootstrap_servers: str | None = None,
+        *,
+        prefix: str | None = None,
+        properties: Mapping[str, str] | None = None,
+        properties_file: Path | None = None,
+    ) -> None:
+        connection = Connection.resolve(
+            bootstrap_servers, prefix=prefix, properties=properties, properties_file=properties_file
+        )
+        self._open(connection)
+
+    @classmethod
+    def connect(cls, connection: Connection) -> Self:
+        """A publisher on a resolved connection; raises as the constructor."""
+        publisher = cls.__new__(cls)
+        publisher._open(connection)
+        return publisher
+
+    def _open(self, connection: Connection) -> None:
+        self._log = connection.open_log()
+        try:
+            check_topics(self._log, connection.topics)
+        except BaseException:
+            self._log.close()
+            raise
+        self._registry = RegistryWriter(self._log, connection.topics)
+
+    def publish(
+        self,
+        model: str,
+        source: Source,
+        *,
+        examples: ExamplesSource,
+        fields: Sequence[str] | None = None,
+        metrics: Mapping[str, float] | None = None,
+        message: str = "",
+        release: bool = False,
+        on_step: Callable[[str], None] | None = None,
+        on_progress: Progress | None = None,
+    ) -> Published:
+        """Converts, checks, tries and publishes a model as its next version; visible whole or not at all.
+
+        Args:
+            model: The model's name.
+            source: A fitted scikit-learn estimator or Pipeline, an ONNX ModelProto or its bytes, or the path of a
+                `.onnx` or `.joblib` file.
+            examples: Rows by event field (frame, list of dicts, path of CSV, JSONL or Parquet) or arrays by graph
+                input (dict of arrays, path of `.npz`). They become the golden examples.
+            fields: The event fields, in order, that make up a single matrix input.
+            metrics: What you measured, e.g. {"auc": 0.91}.
+            message: Words for the history.
+            release: Whether this version goes live.
+            on_step: Told each step's name as it starts.
+            on_progress: Told (phase, bytes done, bytes in all) during the upload.
+
+        Raises:
+            UsageError: The name, source or examples can't be used.
+            ModelRefusedError: The model failed a check; nothing was published.
+            FencedError: Other publishers of this model took over again and again.
+            BrokerError: Kafka is not there, or refused.
+        """
+        from .prepare import prepare  # brings the converters, which a release need not wait for
+
+        check_model_name(model)
+        for name, value in (metrics or {}).items():
+            if not name:
+                raise UsageError(f"a metric without a name has the value {value!r}", hint="Write name=value.")
+        with tempfile.TemporaryDirectory(prefix="modelcast-") as folder:
+            prepared = prepare(source, examples, fields=fields, directory=Path(folder), progress=on_step)
+            if on_step is not None:
+                on_step("upload")
+            return self._registry.publish(
+                model, prepared, release=release, message=message, metrics=metrics, progress=on_progress
+            )
+
+    def release(self, model: str, version: int, *, message: str = "") -> Release:
+        """Makes a version live. Raises ModelNotFoundError, VersionNotFoundError, FencedError, BrokerError."""
+        return self._registry.release(check_model_name(model), version, message=message)
+
+    def rollback(self, model: str, *, message: str = "") -> Release:
+        """Re-releases the champion before the live one; again goes further back. Raises UsageError if there is none."""
+        return self._registry.rollback(check_model_name(model), message=message)
+
+    def close(self) -> None:
+        self._log.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
