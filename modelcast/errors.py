@@ -8,6 +8,7 @@
     ├── BrokerError                   Kafka is not there, or will not do it (3)
     │   ├── TopicConfigError          a topic exists with settings that would lose data
     │   ├── AuthorizationError        an ACL or a credential is missing
+    │   ├── OffsetOutOfRangeError     the records to read are gone
     │   └── OutcomeUnknownError       a commit was sent and its answer never came
     ├── NotFoundError                 the named thing does not exist (4)
     │   ├── TopicNotFoundError
@@ -107,6 +108,12 @@ class AuthorizationError(BrokerError):
     """Authentication failed, or an ACL is missing."""
 
     retriable = False  # the same credentials get the same answer
+
+
+class OffsetOutOfRangeError(BrokerError):
+    """The records to read are gone (retention), or the topic is not the one it was."""
+
+    retriable = False  # they do not come back
 
 
 class OutcomeUnknownError(BrokerError):

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NewType, Protocol
 
+from modelcast.log import Log
+
 # Opaque; taken with a batch and handed back with its commit, so that a commit of a lost generation is refused.
 GroupMetadata = NewType("GroupMetadata", object)
 
@@ -39,7 +41,13 @@ class GroupConsumer(Protocol):
     ) -> None: ...
 
     def consume(self, max_messages: int, timeout_s: float) -> Sequence[Message]:
-        """At most `max_messages`; waits for all of them or the timeout (0: whatever is there). Raises BrokerError."""
+        """At most `max_messages`; waits for all of them or the timeout (0: whatever is there).
+
+        Raises:
+            OffsetOutOfRangeError: What the group has not read is gone.
+            FencedError: Another process runs as this static instance.
+            BrokerError: The broker refuses.
+        """
 
     def group_metadata(self) -> GroupMetadata: ...
 
@@ -64,10 +72,13 @@ class GroupConsumer(Protocol):
 
 
 class BatchProducer(Protocol):
-    """Sends whole batches; `delivery_failures` says what never arrived."""
+    """Sends whole batches; used by one thread at a time. `flush` says what never arrived."""
 
-    def produce_batch(self, topic: str, records: list[dict[str, Any]]) -> None:
-        """Records: dicts with `key`, `value`, `partition`, optionally `timestamp`. Waits while the queue is full."""
+    def produce_batch(self, topic: str, partition: int, records: list[dict[str, Any]]) -> None:
+        """Records of one partition, in order: dicts with `key` and `value` only. Waits while the queue is full.
+
+        The client library's batch call takes neither headers nor timestamps, and one partition a call.
+        """
 
     def produce(
         self,
@@ -76,13 +87,16 @@ class BatchProducer(Protocol):
         key: bytes | None,
         value: bytes | None,
         partition: int,
+        timestamp_ms: int | None = None,
         headers: Sequence[tuple[str, bytes]] = (),
-    ) -> None: ...
+    ) -> None:
+        """One record, with all a record may have."""
 
     def flush(self, timeout_s: float) -> None:
         """Waits until all is acknowledged; raises BrokerError if anything failed since the last flush."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Ends at once; what was not flushed may be lost."""
 
 
 class TransactionalBatchProducer(BatchProducer, Protocol):
@@ -91,9 +105,28 @@ class TransactionalBatchProducer(BatchProducer, Protocol):
     def begin(self) -> None: ...
 
     def send_offsets(self, topic: str, offsets: Mapping[int, int], metadata: GroupMetadata) -> None:
-        """Adds consumed offsets (next to be consumed). `metadata` is that of the batch, never a fresh one."""
+        """Adds consumed offsets (next to be consumed). `metadata` is that of the batch, never a fresh one.
+
+        Raises BrokerError if refused, as after a rebalance (the transaction was aborted: rewind), FencedError.
+        """
 
     def commit(self) -> None:
         """Raises FencedError, OutcomeUnknownError (drop this producer), BrokerError (aborted; rewind)."""
 
-    def abort(self) -> None: ...
+    def abort(self) -> None:
+        """Drops everything since `begin`; allowed in every state, never raises."""
+
+
+class GroupLog(Log, Protocol):
+    """A log whose data plane can be used too; what a scorer asks for."""
+
+    def group_consumer(
+        self, group: str, *, instance: str | None = None, session_timeout_ms: int, committed: bool = True
+    ) -> GroupConsumer:
+        """A member of a consumer group; `instance` makes it a static one, whose restart does not rebalance."""
+
+    def batch_producer(self) -> BatchProducer:
+        """An idempotent producer, acks=all."""
+
+    def transactional_batch_producer(self, transactional_id: str, *, timeout_ms: int) -> TransactionalBatchProducer:
+        """Takes a transactional id, fencing its holder."""

@@ -7,7 +7,7 @@ Rules every implementation obeys (`tests/log_contract.py` runs them on both):
   nothing of an open or aborted transaction and nothing behind an open one.
 - `end_offsets(committed=False)` is the true end of the log. It is the only end that proves "everything was read": with
   another transaction open, the committed end (the last stable offset) is earlier.
-- A reader's `position` passes transaction markers, so `position >= end` is reached even if the last entries are markers.
+- A reader's `position` passes transaction markers: `position >= end` is reached even if the last entries are markers.
 - Deliveries are idempotent and acknowledged by all replicas. `flush` raises if any record since the last flush failed.
 - Taking a transactional id fences its earlier holder and ends what it left open. A fenced writer raises FencedError
   from then on, and nothing it wrote in its open transaction becomes visible.
@@ -63,7 +63,12 @@ class LogReader(Protocol):
     """Reads given partitions of one topic from given offsets; not thread-safe."""
 
     def poll(self, timeout_s: float) -> Sequence[LogRecord]:
-        """Whatever has arrived; waits at most `timeout_s` for the first record. Raises BrokerError on fatal failure."""
+        """Whatever has arrived; waits at most `timeout_s`, less when the position moved without a record.
+
+        Raises:
+            OffsetOutOfRangeError: A partition's offset is before its first or past its end.
+            BrokerError: The broker refuses; one that is only away is waited for.
+        """
 
     def position(self, partition: int) -> int:
         """The next offset this reader will look at: everything before it was yielded, is a marker, or was aborted."""
@@ -91,14 +96,16 @@ class LogWriter(Protocol):
         """Queues one record, waiting while the queue is full.
 
         Raises:
-            BrokerError: The record can never be delivered (too large, unknown topic), or the writer is broken.
+            TopicNotFoundError: There is no such topic; it is never created by sending.
+            BrokerError: The record can never be delivered (too large), or the writer is broken.
             FencedError: Another writer took the transactional id.
         """
 
     def flush(self, timeout_s: float) -> None:
         """Waits until every queued record is acknowledged; raises BrokerError if one failed or the time is up."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Ends at once; what was not flushed may be lost."""
 
 
 class TransactionalWriter(LogWriter, Protocol):
@@ -111,13 +118,13 @@ class TransactionalWriter(LogWriter, Protocol):
         """Makes everything since `begin` visible.
 
         Raises:
-            FencedError: Another writer took the id; nothing of this transaction is visible.
+            FencedError: Another writer took the id: start over from a new writer and read what is there.
             OutcomeUnknownError: The answer never came: take a new writer with the same id and read what is there.
             BrokerError: The transaction was aborted; nothing is visible.
         """
 
     def abort(self) -> None:
-        """Drops everything since `begin`."""
+        """Drops everything since `begin`; allowed in every state, never raises."""
 
 
 class Log(Protocol):

@@ -1,0 +1,202 @@
+"""`KafkaBatchProducer` and `KafkaTransactionalBatchProducer`: whole batches to one partition in one call.
+
+- librdkafka's batch call takes one partition for the whole batch, and neither headers nor timestamps (its per-record
+  `partition` is ignored, a `timestamp` refused): hence the interface. `produce` takes all of them, one by one.
+- No Python runs for a delivered record. Failed ones are counted by a callback that runs for failures only; inside a
+  transaction they spoil the commit as well.
+- When the queue is full, the client refuses the rest of the batch, never one from its middle, so that sending the rest
+  again keeps the order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from threading import Lock
+from typing import Any, Final, cast
+
+from confluent_kafka import KafkaError, KafkaException, Message, TopicPartition
+
+from modelcast.errors import ModelcastError
+from modelcast.group import GroupMetadata
+
+from .connection import close_producer, make_producer, serve
+from .faults import Faults, error_of
+from .settings import batch_settings, transactional_batch_settings
+from .transaction import OFFSETS_TIMEOUT_S, State, Transactions
+
+_FULL_QUEUE_WAIT_S: Final = 0.01
+_NOW: Final = 0
+_PURGED: Final = frozenset({KafkaError._PURGE_QUEUE, KafkaError._PURGE_INFLIGHT})
+
+
+class KafkaBatchProducer:
+    """A `modelcast.group.BatchProducer`; made by `KafkaLog.batch_producer`. Used by one thread at a time."""
+
+    def __init__(self, settings: Mapping[str, str], faults: Faults) -> None:
+        self._faults = faults
+        self._lock = Lock()
+        self._failed_count = 0
+        self._first_failure: tuple[KafkaError, str] | None = None
+        self._producer = make_producer({**self._client_settings(settings), "on_delivery": self._delivered}, faults)
+
+    def _client_settings(self, settings: Mapping[str, str]) -> Mapping[str, object]:
+        return batch_settings(settings)
+
+    def produce_batch(self, topic: str, partition: int, records: list[dict[str, Any]]) -> None:
+        """Queues `records` (dicts with `key` and `value`, bytes or None) in order; waits while the queue is full.
+
+        Raises:
+            BrokerError: A record can never be delivered (too large).
+        """
+        left = records
+        while left:
+            try:
+                queued = self._producer.produce_batch(topic, left, partition=partition)
+            except KafkaException as error:
+                raise self._explain(error_of(error), f"can't send to topic {topic!r}") from error
+            serve(self._producer, self._faults)
+            if queued == len(left):
+                return
+            left = self._refused(topic, left)
+            self._producer.poll(_FULL_QUEUE_WAIT_S)
+
+    def produce(
+        self,
+        topic: str,
+        *,
+        key: bytes | None,
+        value: bytes | None,
+        partition: int,
+        timestamp_ms: int | None = None,
+        headers: Sequence[tuple[str, bytes]] = (),
+    ) -> None:
+        """Queues one record, waiting while the queue is full."""
+        while True:
+            try:
+                self._producer.produce(
+                    topic,
+                    value=value,
+                    key=key,
+                    partition=partition,
+                    timestamp=_NOW if timestamp_ms is None else timestamp_ms,
+                    headers=list(headers) or None,
+                )
+            except BufferError:
+                self._producer.poll(_FULL_QUEUE_WAIT_S)
+            except KafkaException as error:
+                raise self._explain(error_of(error), f"can't send to topic {topic!r}") from error
+            else:
+                return
+
+    def flush(self, timeout_s: float) -> None:
+        """Waits until all is acknowledged; raises BrokerError if anything failed since the last flush."""
+        left = self._producer.flush(timeout_s)
+        failed, failure = self._take_failures()
+        if failure is not None:
+            error, topic = failure
+            more = f" (and {failed - 1} more records)" if failed > 1 else ""
+            raise self._explain(error, f"can't deliver to topic {topic!r}{more}")
+        if left:
+            timed_out = KafkaError(KafkaError._TIMED_OUT, "no acknowledgement")
+            raise self._explain(timed_out, f"{left} records are not acknowledged after {timeout_s:g} s")
+
+    def close(self) -> None:
+        """Frees the connection at once; what was not flushed may be lost."""
+        close_producer(self._producer, self._faults)
+
+    def _refused(self, topic: str, records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The records the full queue did not take; the client marks each with its error."""
+        refused = []
+        for record in records:
+            error = record.pop("_error", None)
+            if error is None:
+                continue
+            if error.code() != KafkaError._QUEUE_FULL:
+                raise self._explain(error, f"can't send to topic {topic!r}")
+            refused.append(record)
+        return refused
+
+    def _delivered(self, error: KafkaError | None, message: Message) -> None:
+        if error is None or error.code() in _PURGED:
+            return
+        with self._lock:
+            self._failed_count += 1
+            if self._first_failure is None:
+                self._first_failure = (error, message.topic() or "?")
+
+    def _take_failures(self) -> tuple[int, tuple[KafkaError, str] | None]:
+        with self._lock:
+            taken = self._failed_count, self._first_failure
+            self._failed_count, self._first_failure = 0, None
+        return taken
+
+    def _explain(self, error: KafkaError, doing: str) -> ModelcastError:
+        return self._faults.explain(error, doing)
+
+
+class KafkaTransactionalBatchProducer(KafkaBatchProducer):
+    """A `modelcast.group.TransactionalBatchProducer`; made by `KafkaLog.transactional_batch_producer`."""
+
+    def __init__(self, settings: Mapping[str, str], faults: Faults, transactional_id: str, *, timeout_ms: int) -> None:
+        self._id = transactional_id
+        self._timeout_ms = timeout_ms
+        super().__init__(settings, faults)
+        self._transactions = Transactions(self._producer, faults, transactional_id)
+        try:
+            self._transactions.take_id()
+        except BaseException:
+            close_producer(self._producer, self._faults)
+            raise
+
+    def _client_settings(self, settings: Mapping[str, str]) -> Mapping[str, object]:
+        return transactional_batch_settings(settings, transactional_id=self._id, timeout_ms=self._timeout_ms)
+
+    def begin(self) -> None:
+        """Opens a transaction; raises FencedError if the id was taken over."""
+        serve(self._producer, self._faults)
+        self._transactions.begin()
+
+    def send_offsets(self, topic: str, offsets: Mapping[int, int], metadata: GroupMetadata) -> None:
+        """Adds consumed offsets (next to be consumed); `metadata` is that of the batch, never a fresh one.
+
+        Raises:
+            BrokerError: Refused, as after a rebalance; the transaction was aborted: rewind.
+            FencedError: Another producer took the id, or another process runs as this instance.
+        """
+        positions = [TopicPartition(topic, number, offset) for number, offset in offsets.items()]
+
+        def add(timeout_s: float) -> None:
+            self._producer.send_offsets_to_transaction(positions, cast("Any", metadata), timeout_s)
+
+        self._transactions.run(add, OFFSETS_TIMEOUT_S, f"can't commit offsets of topic {topic!r}")
+
+    def commit(self) -> None:
+        """Commits records and offsets together.
+
+        Raises:
+            FencedError: Another producer took the id.
+            OutcomeUnknownError: Drop this producer; a new one with the same id finds out.
+            BrokerError: The transaction was aborted: rewind.
+        """
+        try:
+            self._transactions.commit()
+        finally:
+            self._forget_failures()
+
+    def abort(self) -> None:
+        """Drops everything since `begin`; allowed in every state, never raises."""
+        self._transactions.abort()
+        self._forget_failures()
+
+    def close(self) -> None:
+        """Aborts what is open and frees the connection."""
+        self.abort()
+        if self._transactions.state is not State.BROKEN:
+            super().close()
+
+    def _forget_failures(self) -> None:
+        serve(self._producer, self._faults)
+        self._take_failures()
+
+    def _explain(self, error: KafkaError, doing: str) -> ModelcastError:
+        return self._transactions.failed(error, doing)

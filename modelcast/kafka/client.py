@@ -1,0 +1,234 @@
+"""`KafkaLog`: topics, offsets, and the clients that read and write them.
+
+- Every entry point first asks for metadata, so that an absent broker or a wrong password is reported within
+  `connection.METADATA_TIMEOUT_S`, not after a minute of silent retries.
+- Asking about a topic never creates it, whatever `auto.create.topics.enable` says: only whole-cluster metadata and
+  admin requests are used here, and a writer checks that a topic exists before its first record.
+
+    with KafkaLog({"bootstrap.servers": "localhost:9092"}) as log:
+        log.create(TopicSpec("events", partitions=4))
+        with closing(log.writer()) as writer: ...
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from types import TracebackType
+from typing import Any, Final, Self, TypeVar
+
+from confluent_kafka import IsolationLevel, KafkaError, KafkaException, TopicCollection, TopicPartition
+from confluent_kafka.admin import (  # type: ignore[attr-defined]  # documented there, not marked as exported
+    ConfigResource,
+    NewTopic,
+    OffsetSpec,
+    ResourceType,
+)
+
+from modelcast.errors import BrokerError, ConfigError, TopicNotFoundError
+from modelcast.log import TopicDescription, TopicSpec
+
+from .batch import KafkaBatchProducer, KafkaTransactionalBatchProducer
+from .connection import make_admin, metadata, serve
+from .faults import Faults, error_of
+from .group import KafkaGroupConsumer
+from .reader import KafkaReader
+from .settings import admin_settings
+from .writer import KafkaTransactionalWriter, KafkaWriter
+
+T = TypeVar("T")
+
+# Admin requests may meet a broker that is being elected; a restarted one answers within 3 s.
+ADMIN_TIMEOUT_S: Final = 15.0
+# A topic just created is unknown to some brokers for a moment.
+CREATION_TIMEOUT_S: Final = 15.0
+_PAUSE_S: Final = 0.05
+
+_EARLIEST: Final[Any] = OffsetSpec.earliest()  # type: ignore[no-untyped-call]  # the library's own stubs lack it
+_LATEST: Final[Any] = OffsetSpec.latest()  # type: ignore[no-untyped-call]
+
+_SETTLING: Final = frozenset({
+    KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError.LEADER_NOT_AVAILABLE, KafkaError.NOT_LEADER_FOR_PARTITION,
+    KafkaError._UNKNOWN_PARTITION, KafkaError._UNKNOWN_TOPIC,
+})  # fmt: skip
+
+
+class KafkaLog:
+    """A `modelcast.log.Log` on Kafka; also makes the clients of the data plane (`modelcast.group`). Thread-safe.
+
+    Args:
+        settings: librdkafka properties by their dotted names; `bootstrap.servers` is needed.
+
+    Raises:
+        ConfigError: A property is wrong, or `bootstrap.servers` is missing. No connection is made yet.
+    """
+
+    def __init__(self, settings: Mapping[str, str]) -> None:
+        servers = settings.get("bootstrap.servers") or settings.get("metadata.broker.list")
+        if not servers:
+            raise ConfigError("no broker is configured", hint="Set bootstrap.servers, such as localhost:9092.")
+        self._settings = dict(settings)
+        self._servers = servers
+        self._faults = Faults(servers)
+        self._admin = make_admin(admin_settings(settings), self._faults)
+
+    def topics(self) -> Mapping[str, int]:
+        """Names of all topics with their partition counts. Raises BrokerError when no broker answers."""
+        return {name: len(topic.partitions) for name, topic in self._metadata().items() if topic.error is None}
+
+    def describe(self, topic: str) -> TopicDescription:
+        """Partition count and effective settings, defaults of the cluster included."""
+        doing = f"can't describe topic {topic!r}"
+        described = self._admin.describe_topics(TopicCollection([topic]), request_timeout=ADMIN_TIMEOUT_S)
+        partitions = len(self._result(described[topic], doing).partitions)
+        resource = ConfigResource(ResourceType.TOPIC, topic)
+        configs = self._result(
+            self._admin.describe_configs([resource], request_timeout=ADMIN_TIMEOUT_S)[resource], doing
+        )
+        values = {name: entry.value for name, entry in configs.items() if entry.value is not None}
+        return TopicDescription(topic, partitions, values)
+
+    def create(self, spec: TopicSpec) -> bool:
+        """Creates a topic and waits until its partitions can be written; False if it was there already."""
+        self._metadata()
+        doing = f"can't create topic {spec.name!r}"
+        topic = NewTopic(
+            spec.name,
+            num_partitions=spec.partitions,
+            replication_factor=spec.replication_factor,
+            config=dict(spec.configs),
+        )
+        try:
+            self._admin.create_topics([topic], request_timeout=ADMIN_TIMEOUT_S)[spec.name].result()
+        except KafkaException as error:
+            if error_of(error).code() != KafkaError.TOPIC_ALREADY_EXISTS:
+                raise self._explain(error, doing) from error
+            return False
+        self._await_leaders(spec.name, spec.partitions)
+        return True
+
+    def begin_offsets(self, topic: str) -> Mapping[int, int]:
+        """The first offset of each partition."""
+        return self._offsets(topic, _EARLIEST, IsolationLevel.READ_UNCOMMITTED)
+
+    def end_offsets(self, topic: str, *, committed: bool) -> Mapping[int, int]:
+        """One past the last offset of each partition: the last stable offset if `committed`, else the true end."""
+        isolation = IsolationLevel.READ_COMMITTED if committed else IsolationLevel.READ_UNCOMMITTED
+        return self._offsets(topic, _LATEST, isolation)
+
+    def reader(self, topic: str, start: Mapping[int, int], *, committed: bool = True) -> KafkaReader:
+        """A reader of the partitions that are keys of `start`, from those offsets (`BEGINNING` allowed)."""
+        self._check_partitions(topic, start)
+        return KafkaReader(self._settings, Faults(self._servers), topic, start, committed=committed)
+
+    def writer(self) -> KafkaWriter:
+        """An idempotent writer, acks=all."""
+        return KafkaWriter(self._settings, Faults(self._servers), self.check_topic)
+
+    def transactional_writer(self, transactional_id: str, *, timeout_ms: int) -> KafkaTransactionalWriter:
+        """Takes a transactional id (`init_transactions`), fencing its holder."""
+        return KafkaTransactionalWriter(
+            self._settings, Faults(self._servers), self.check_topic, transactional_id, timeout_ms=timeout_ms
+        )
+
+    def group_consumer(
+        self, group: str, *, instance: str | None = None, session_timeout_ms: int, committed: bool = True
+    ) -> KafkaGroupConsumer:
+        """A member of a consumer group; `instance` makes it a static one, whose restart does not rebalance."""
+        return KafkaGroupConsumer(
+            self._settings,
+            Faults(self._servers),
+            group=group,
+            instance=instance,
+            session_timeout_ms=session_timeout_ms,
+            committed=committed,
+        )
+
+    def batch_producer(self) -> KafkaBatchProducer:
+        """An idempotent producer for the data plane."""
+        return KafkaBatchProducer(self._settings, Faults(self._servers))
+
+    def transactional_batch_producer(
+        self, transactional_id: str, *, timeout_ms: int
+    ) -> KafkaTransactionalBatchProducer:
+        """Takes a transactional id for the data plane, fencing its holder."""
+        return KafkaTransactionalBatchProducer(
+            self._settings, Faults(self._servers), transactional_id, timeout_ms=timeout_ms
+        )
+
+    def check_topic(self, topic: str) -> None:
+        """Raises TopicNotFoundError unless the topic exists; never creates it."""
+        if topic not in self._metadata():
+            raise TopicNotFoundError(f"there is no topic {topic!r} at {self._servers}")
+
+    def close(self) -> None:
+        """Does nothing: the client closes with its last reference."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _metadata(self) -> Mapping[str, Any]:
+        topics = metadata(self._admin, self._faults)
+        serve(self._admin, self._faults)
+        return topics
+
+    def _check_partitions(self, topic: str, partitions: Iterable[int]) -> None:
+        found = self._metadata().get(topic)
+        if found is None:
+            raise TopicNotFoundError(f"there is no topic {topic!r} at {self._servers}")
+        missing = [partition for partition in partitions if partition not in found.partitions]
+        if missing:
+            raise TopicNotFoundError(f"topic {topic!r} has no partition {missing[0]}: it has {len(found.partitions)}")
+
+    def _offsets(self, topic: str, spec: Any, isolation: IsolationLevel) -> Mapping[int, int]:
+        doing = f"can't ask for offsets of topic {topic!r}"
+        found = self._metadata().get(topic)
+        if found is None:
+            raise TopicNotFoundError(f"there is no topic {topic!r} at {self._servers}")
+        wanted = {TopicPartition(topic, partition): spec for partition in found.partitions}
+
+        def ask() -> Mapping[int, int]:
+            futures = self._admin.list_offsets(wanted, isolation_level=isolation, request_timeout=ADMIN_TIMEOUT_S)
+            return {asked.partition: future.result().offset for asked, future in futures.items()}
+
+        return self._settled(ask, doing)
+
+    def _await_leaders(self, topic: str, partitions: int) -> None:
+        deadline = time.monotonic() + CREATION_TIMEOUT_S
+        while time.monotonic() < deadline:
+            found = self._metadata().get(topic)
+            if (
+                found is not None
+                and len(found.partitions) == partitions
+                and all(partition.leader >= 0 for partition in found.partitions.values())
+            ):
+                self.end_offsets(topic, committed=False)  # asks the leaders themselves
+                return
+            time.sleep(_PAUSE_S)
+        raise BrokerError(f"topic {topic!r} was created, but has no leaders after {CREATION_TIMEOUT_S:.0f} s")
+
+    def _settled(self, ask: Callable[[], T], doing: str) -> T:
+        """Asks again while leaders are being elected or a new topic is not known everywhere."""
+        deadline = time.monotonic() + ADMIN_TIMEOUT_S
+        while True:
+            try:
+                return ask()
+            except KafkaException as error:
+                if error_of(error).code() not in _SETTLING or time.monotonic() > deadline:
+                    raise self._explain(error, doing) from error
+                time.sleep(_PAUSE_S)
+
+    def _result(self, future: Any, doing: str) -> Any:
+        try:
+            return future.result()
+        except KafkaException as error:
+            raise self._explain(error, doing) from error
+
+    def _explain(self, error: KafkaException, doing: str) -> Exception:
+        serve(self._admin, self._faults)
+        return self._faults.explain(error_of(error), doing)

@@ -1,0 +1,92 @@
+"""Making clients that talk at once: the first request, and what a connection says in between."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from confluent_kafka import Consumer, KafkaException, Producer
+from confluent_kafka.admin import AdminClient
+
+from .faults import Faults, error_of, explain_construction
+from .settings import LOGGER, Settings
+
+# Long enough for a TLS and SASL handshake over a slow link, short enough for somebody waiting at a prompt.
+METADATA_TIMEOUT_S: Final = 6.0
+
+
+def make_admin(settings: Settings, faults: Faults) -> AdminClient:
+    """An admin client, not connected yet; raises ConfigError."""
+    properties: dict[str, Any] = {**settings, "error_cb": faults.on_error}
+    try:
+        return AdminClient(properties, logger=LOGGER)
+    except KafkaException as error:
+        raise explain_construction(error) from error
+
+
+def make_producer(settings: Mapping[str, Any], faults: Faults) -> Producer:
+    """A connected producer.
+
+    Connecting first is also ten times faster to the first acknowledgement (0.06 s, not 0.5 s): a producer that has no
+    connection yet asks for its id again only after half a second.
+
+    Raises:
+        ConfigError: A property is wrong.
+        BrokerError: No broker answers.
+        AuthorizationError: The credentials are refused.
+    """
+    try:
+        producer = Producer({**settings, "error_cb": faults.on_error}, logger=LOGGER)
+    except KafkaException as error:
+        raise explain_construction(error) from error
+    metadata(producer, faults)
+    return producer
+
+
+def make_consumer(settings: Settings, faults: Faults) -> Consumer:
+    """A connected consumer; raises as `make_producer`."""
+    try:
+        consumer = Consumer({**settings, "error_cb": faults.on_error}, logger=LOGGER)
+    except KafkaException as error:
+        raise explain_construction(error) from error
+    try:
+        metadata(consumer, faults)
+    except BaseException:
+        consumer.close()
+        raise
+    return consumer
+
+
+def metadata(client: AdminClient | Producer | Consumer, faults: Faults) -> Mapping[str, Any]:
+    """All topics by name, in one request that creates none; raises BrokerError when nobody answers."""
+    try:
+        topics: Mapping[str, Any] = client.list_topics(timeout=METADATA_TIMEOUT_S).topics
+    except KafkaException as error:
+        serve(client, faults)
+        raise faults.explain(error_of(error), "can't reach Kafka") from error
+    return topics
+
+
+def serve(client: AdminClient | Producer | Consumer, faults: Faults) -> None:
+    """Runs waiting callbacks (deliveries, log lines, errors of the connection), which would pile up otherwise.
+
+    Of a consumer only before it has an assignment. A client that is beyond help says so here too; `faults` keeps it.
+    """
+    try:
+        client.poll(0)
+    except KafkaException as error:
+        faults.on_error(error_of(error))
+
+
+def close_producer(producer: Producer, faults: Faults) -> None:
+    """Ends a producer at once, dropping what it still holds: `close` alone would wait for an absent broker.
+
+    One that is beyond help is left to its last reference: closing it would try, and loudly fail, to abort.
+    """
+    try:
+        producer.purge()
+        producer.flush(0)
+    except KafkaException as error:
+        faults.on_error(error_of(error))
+    if faults.fatal() is None:
+        producer.close()

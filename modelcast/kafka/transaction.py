@@ -1,0 +1,181 @@
+"""One transaction after another on one producer: the legal moves, and what each failure means.
+
+    READY --begin--> OPEN --commit/abort--> READY        any --fatal error, unknown outcome--> BROKEN
+
+- A failure that only spoils the transaction aborts it and raises BrokerError: nothing of it is visible, go on.
+- A fatal one leaves the producer BROKEN: every later move but `abort` raises the same error.
+- A commit whose answer does not come is BROKEN with OutcomeUnknownError. It is never tried again by this producer: only
+  a new one with the same id learns how it ended (`init_transactions` waits for the coordinator).
+- `abort` is allowed in every state and never raises: what can't be aborted now ends with the transaction's timeout or
+  with the next holder of the id, and is not visible in either case.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from enum import Enum, auto
+from typing import Final
+
+from confluent_kafka import KafkaError, KafkaException, Producer
+
+from modelcast.errors import BrokerError, FencedError, ModelcastError, OutcomeUnknownError, UsageError
+
+from .faults import Faults, error_of
+from .settings import LOGGER
+
+# The coordinator of a cluster just started loads for a second or two; ending a predecessor's transaction takes as long.
+INIT_TIMEOUT_S: Final = 30.0
+# A broker killed and restarted answers after 3 s, an election in a cluster takes 4 to 6 s.
+COMMIT_TIMEOUT_S: Final = 30.0
+# An abort is cleanup: who waits for it wants to go on or to leave.
+ABORT_TIMEOUT_S: Final = 10.0
+OFFSETS_TIMEOUT_S: Final = 15.0
+_PAUSE_S: Final = 0.02
+
+_TIMEOUTS: Final = frozenset({KafkaError._TIMED_OUT, KafkaError._TIMED_OUT_QUEUE, KafkaError.REQUEST_TIMED_OUT})
+
+
+class State(Enum):
+    """Where a transactional producer stands."""
+
+    READY = auto()
+    OPEN = auto()
+    BROKEN = auto()
+
+
+class Transactions:
+    """The transactions of one producer; used by the thread that owns the producer."""
+
+    def __init__(self, producer: Producer, faults: Faults, transactional_id: str) -> None:
+        self._producer = producer
+        self._faults = faults
+        self._id = transactional_id
+        self._state = State.READY
+        self._broken_by: ModelcastError | None = None
+
+    @property
+    def state(self) -> State:
+        """Where the producer stands."""
+        return self._state
+
+    def take_id(self) -> None:
+        """`init_transactions`: fences the id's holder and ends what it left open."""
+        self._bounded(self._producer.init_transactions, INIT_TIMEOUT_S, f"can't take transactional id {self._id!r}")
+
+    def begin(self) -> None:
+        """READY -> OPEN."""
+        self.check()
+        if self._state is State.OPEN:
+            raise UsageError(f"a transaction of {self._id!r} is open already", hint="Commit or abort it first.")
+        doing = f"can't begin a transaction of {self._id!r}"
+        try:
+            self._producer.begin_transaction()
+        except KafkaException as error:
+            raise self.failed(error_of(error), doing) from error
+        self._state = State.OPEN
+
+    def check_open(self) -> None:
+        """Raises unless records may be added now."""
+        self.check()
+        if self._state is not State.OPEN:
+            raise UsageError(f"no transaction of {self._id!r} is open", hint="Call begin() first.")
+
+    def check(self) -> None:
+        """Raises what broke this producer, if anything did."""
+        if self._broken_by is not None:
+            raise type(self._broken_by)(self._broken_by.message, hint=self._broken_by.hint)
+        fatal = self._faults.fatal()
+        if fatal is not None:
+            raise self.failed(fatal, f"transactional id {self._id!r} is lost")
+
+    def run(self, call: Callable[[float], None], timeout_s: float, doing: str) -> None:
+        """A step inside the open transaction (adding offsets); a failure aborts it."""
+        self.check_open()
+        self._bounded(call, timeout_s, doing)
+
+    def commit(self) -> None:
+        """OPEN -> READY, everything visible; see the module's rules for what is raised otherwise."""
+        self.check_open()
+        doing = f"can't commit the transaction of {self._id!r}"
+        deadline = time.monotonic() + COMMIT_TIMEOUT_S
+        while True:
+            try:
+                self._producer.commit_transaction(max(_PAUSE_S, deadline - time.monotonic()))
+            except KafkaException as exception:
+                error = error_of(exception)
+                in_time = time.monotonic() < deadline
+                if error.retriable() and error.code() not in _TIMEOUTS and in_time:
+                    time.sleep(_PAUSE_S)
+                    continue
+                if error.txn_requires_abort():
+                    raise self.failed(error, doing) from exception
+                raise self._break(self._in_doubt(error, doing)) from exception
+            self._state = State.READY
+            return
+
+    def abort(self) -> None:
+        """Drops what is open; allowed in every state, never raises."""
+        if self._state is not State.OPEN:
+            return
+        self._state = State.READY
+        try:
+            self._producer.abort_transaction(ABORT_TIMEOUT_S)
+        except KafkaException as exception:
+            error = self._faults.explain(error_of(exception), f"can't abort the transaction of {self._id!r}")
+            LOGGER.warning("%s; it ends with its timeout or the next holder of the id", error)
+            self._break(error)
+
+    def failed(self, error: KafkaError, doing: str) -> ModelcastError:
+        """The error to raise for a failure of this producer, after putting its state right."""
+        if error.fatal() or error.code() == KafkaError._FENCED:
+            return self._break(self._lost(error, doing))
+        explained = self._faults.explain(error, doing)
+        if isinstance(explained, FencedError):
+            return self._break(explained)
+        if self._state is State.OPEN and error.txn_requires_abort():
+            self.abort()
+            return _aborted(explained)
+        return explained
+
+    def _bounded(self, call: Callable[[float], None], timeout_s: float, doing: str) -> None:
+        deadline = time.monotonic() + timeout_s
+        while True:
+            try:
+                call(max(_PAUSE_S, deadline - time.monotonic()))
+            except KafkaException as exception:
+                error = error_of(exception)
+                if error.retriable() and time.monotonic() < deadline:
+                    time.sleep(_PAUSE_S)
+                    continue
+                explained = self.failed(error, doing)
+                if self._state is State.OPEN:
+                    self.abort()
+                    explained = _aborted(explained)
+                raise explained from exception
+            return
+
+    def _lost(self, error: KafkaError, doing: str) -> ModelcastError:
+        """A fatal error names its cause in its text only; the connection may have told the code."""
+        fatal = self._faults.fatal()
+        return self._faults.explain(fatal if error.code() == KafkaError._FATAL and fatal else error, doing)
+
+    def _in_doubt(self, error: KafkaError, doing: str) -> ModelcastError:
+        explained = self._lost(error, doing)
+        if isinstance(explained, FencedError) or not isinstance(explained, BrokerError):
+            return explained
+        return OutcomeUnknownError(
+            f"{explained.message}; whether it was committed is not known",
+            hint="A new producer with the same transactional id finds out; then read what is there.",
+        )
+
+    def _break(self, error: ModelcastError) -> ModelcastError:
+        self._state = State.BROKEN
+        self._broken_by = error
+        return error
+
+
+def _aborted(error: ModelcastError) -> ModelcastError:
+    if not isinstance(error, BrokerError) or error.message.endswith("was aborted"):
+        return error
+    return type(error)(f"{error.message}; the transaction was aborted", hint=error.hint)

@@ -1,0 +1,202 @@
+"""`KafkaWriter` and `KafkaTransactionalWriter`: the control plane's records, one by one.
+
+- A topic is checked before its first record: a producer of librdkafka would create a missing one with the broker's
+  defaults, and a registry that expires is worse than an error.
+- The queue is bounded; `send` waits while it is full. Acknowledgements are served by `send` and `flush`, on the thread
+  that calls them.
+- `close` does not wait: what was not flushed may be lost.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from threading import Lock
+from typing import Final
+
+from confluent_kafka import KafkaError, KafkaException, Message
+
+from modelcast.log import OnAck
+
+from .connection import close_producer, make_producer, serve
+from .faults import Faults, error_of
+from .settings import transactional_settings, writer_settings
+from .transaction import State, Transactions
+
+# librdkafka's word for "the partitioner decides" and for "now".
+_ANY_PARTITION: Final = -1
+_NOW: Final = 0
+_FULL_QUEUE_WAIT_S: Final = 0.05
+# What an abort purged was not delivered on purpose.
+_PURGED: Final = frozenset({KafkaError._PURGE_QUEUE, KafkaError._PURGE_INFLIGHT})
+
+
+class KafkaWriter:
+    """A `modelcast.log.LogWriter`; made by `KafkaLog.writer`. Thread-safe."""
+
+    def __init__(self, settings: Mapping[str, str], faults: Faults, check_topic: Callable[[str], None]) -> None:
+        self._faults = faults
+        self._check_topic = check_topic
+        self._checked: set[str] = set()
+        self._failures: deque[tuple[KafkaError, str]] = deque()
+        self._lock = Lock()
+        self._producer = make_producer(self._client_settings(settings), faults)
+
+    def _client_settings(self, settings: Mapping[str, str]) -> Mapping[str, object]:
+        return writer_settings(settings)
+
+    def send(
+        self,
+        topic: str,
+        *,
+        key: bytes | None,
+        value: bytes | None,
+        partition: int | None = None,
+        timestamp_ms: int | None = None,
+        headers: Sequence[tuple[str, bytes]] = (),
+        on_ack: OnAck | None = None,
+    ) -> None:
+        """Queues one record, waiting while the queue is full.
+
+        Raises:
+            TopicNotFoundError: There is no such topic.
+            BrokerError: The record can never be delivered (too large), or the writer is broken.
+            FencedError: Another writer took the transactional id.
+        """
+        if topic not in self._checked:
+            self._check_topic(topic)
+            self._checked.add(topic)
+
+        def delivered(error: KafkaError | None, message: Message) -> None:
+            if error is not None:
+                self._failures.append((error, topic))
+            elif on_ack is not None:
+                place, offset = message.partition(), message.offset()
+                if place is not None and offset is not None:
+                    on_ack(place, offset)
+
+        while True:
+            try:
+                self._producer.produce(
+                    topic,
+                    value=value,
+                    key=key,
+                    partition=_ANY_PARTITION if partition is None else partition,
+                    timestamp=_NOW if timestamp_ms is None else timestamp_ms,
+                    headers=list(headers) or None,
+                    on_delivery=delivered,
+                )
+            except BufferError:
+                self._producer.poll(_FULL_QUEUE_WAIT_S)
+            except KafkaException as error:
+                raise self._explain(error_of(error), f"can't send to topic {topic!r}") from error
+            else:
+                break
+        serve(self._producer, self._faults)
+
+    def flush(self, timeout_s: float) -> None:
+        """Waits until every queued record is acknowledged.
+
+        Raises:
+            BrokerError: A record since the last flush failed, or the time is up.
+            TopicNotFoundError: A record's topic was deleted.
+        """
+        left = self._producer.flush(timeout_s)
+        with self._lock:
+            failures = [failure for failure in self._failures if failure[0].code() not in _PURGED]
+            self._failures.clear()
+        if failures:
+            error, topic = failures[0]
+            more = f" (and {len(failures) - 1} more records)" if len(failures) > 1 else ""
+            raise self._explain(error, f"can't deliver to topic {topic!r}{more}")
+        if left:
+            timed_out = KafkaError(KafkaError._TIMED_OUT, "no acknowledgement")
+            raise self._explain(timed_out, f"{left} records are not acknowledged after {timeout_s:g} s")
+
+    def close(self) -> None:
+        """Frees the connection at once; what was not flushed may be lost."""
+        close_producer(self._producer, self._faults)
+
+    def _explain(self, error: KafkaError, doing: str) -> Exception:
+        return self._faults.explain(error, doing)
+
+
+class KafkaTransactionalWriter(KafkaWriter):
+    """A `modelcast.log.TransactionalWriter`; made by `KafkaLog.transactional_writer`."""
+
+    def __init__(
+        self,
+        settings: Mapping[str, str],
+        faults: Faults,
+        check_topic: Callable[[str], None],
+        transactional_id: str,
+        *,
+        timeout_ms: int,
+    ) -> None:
+        self._id = transactional_id
+        self._timeout_ms = timeout_ms
+        super().__init__(settings, faults, check_topic)
+        self._transactions = Transactions(self._producer, faults, transactional_id)
+        try:
+            self._transactions.take_id()
+        except BaseException:
+            close_producer(self._producer, self._faults)
+            raise
+
+    def _client_settings(self, settings: Mapping[str, str]) -> Mapping[str, object]:
+        return transactional_settings(settings, transactional_id=self._id, timeout_ms=self._timeout_ms)
+
+    def begin(self) -> None:
+        """Opens a transaction; raises FencedError if the id was taken over."""
+        serve(self._producer, self._faults)
+        self._transactions.begin()
+
+    def send(
+        self,
+        topic: str,
+        *,
+        key: bytes | None,
+        value: bytes | None,
+        partition: int | None = None,
+        timestamp_ms: int | None = None,
+        headers: Sequence[tuple[str, bytes]] = (),
+        on_ack: OnAck | None = None,
+    ) -> None:
+        """As `KafkaWriter.send`, inside the open transaction."""
+        self._transactions.check_open()
+        super().send(
+            topic,
+            key=key,
+            value=value,
+            partition=partition,
+            timestamp_ms=timestamp_ms,
+            headers=headers,
+            on_ack=on_ack,
+        )
+
+    def commit(self) -> None:
+        """Makes everything since `begin` visible; see `TransactionalWriter.commit` for what is raised otherwise."""
+        try:
+            self._transactions.commit()
+        finally:
+            self._forget_failures()
+
+    def abort(self) -> None:
+        """Drops everything since `begin`; allowed in every state, never raises."""
+        self._transactions.abort()
+        self._forget_failures()
+
+    def close(self) -> None:
+        """Aborts what is open and frees the connection."""
+        self.abort()
+        if self._transactions.state is not State.BROKEN:
+            super().close()
+
+    def _forget_failures(self) -> None:
+        """Failures of a transaction that ended were told by its end."""
+        serve(self._producer, self._faults)
+        with self._lock:
+            self._failures.clear()
+
+    def _explain(self, error: KafkaError, doing: str) -> Exception:
+        return self._transactions.failed(error, doing)
