@@ -10,8 +10,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol
@@ -27,6 +28,11 @@ _DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
 _TENSOR = re.compile(r"tensor\((\w+)\)")
 # ONNX's element type names where they are not numpy's.
 _NUMPY_NAMES = {"float": "float32", "double": "float64"}
+
+# What every runtime this package allows reads (onnxruntime 1.22: IR 10, operator set 22, ai.onnx.ml 5): where the
+# search for the newest begins, and how far it goes at most.
+_OLD_IR, _OLD_OPSET, _OLD_ML_OPSET = 8, 17, 3
+_NEWER_VERSIONS = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +95,34 @@ def open_session(path: Path, *, device: str = "auto", threads: int = 1, prepacki
     return _OrtSession(native, resolved)
 
 
+@dataclass(frozen=True, slots=True)
+class RuntimeLimits:
+    """What the installed runtime can read at all.
+
+    Attributes:
+        ir_version: The newest model format.
+        opsets: The newest operator set by domain; "" is ONNX's own.
+        contrib: Names of the runtime's own operators (domain `com.microsoft`); empty if it does not say.
+    """
+
+    ir_version: int
+    opsets: Mapping[str, int]
+    contrib: frozenset[str]
+
+
+@cache
+def limits() -> RuntimeLimits:
+    """Found by trying, once: the runtime says what it supports only by refusing the rest. Raises MissingExtraError."""
+    ort = _onnxruntime()
+    ir_version = _newest(ort, _OLD_IR, lambda version: (version, {"": _OLD_OPSET}))
+    opsets = {
+        "": _newest(ort, _OLD_OPSET, lambda version: (_OLD_IR, {"": version})),
+        "ai.onnx.ml": _newest(ort, _OLD_ML_OPSET, lambda version: (_OLD_IR, {"": _OLD_OPSET, "ai.onnx.ml": version})),
+    }
+    schemas: list[Any] = getattr(ort.capi._pybind_state, "get_all_operator_schema", list)()
+    return RuntimeLimits(ir_version, opsets, frozenset(s.name for s in schemas if s.domain == "com.microsoft"))
+
+
 def versions() -> Mapping[str, str]:
     """Name and version of the installed runtime, for status records. Raises MissingExtraError."""
     ort = _onnxruntime()
@@ -104,6 +138,24 @@ def _onnxruntime() -> ModuleType:
             hint="Install one: pip install 'modelcast[cpu]' or, for NVIDIA GPUs, pip install 'modelcast[gpu]'.",
         ) from error
     return onnxruntime  # type: ignore[no-any-return]
+
+
+def _newest(ort: ModuleType, start: int, header: Callable[[int], tuple[int, Mapping[str, int]]]) -> int:
+    from onnx import TensorProto, helper
+
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    tensors = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [None]) for name in ("x", "y")]
+    graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "g", tensors[:1], tensors[1:])
+    for version in range(start + 1, start + _NEWER_VERSIONS):
+        ir_version, opsets = header(version)
+        imports = [helper.make_opsetid(domain, opset) for domain, opset in opsets.items()]
+        model = helper.make_model(graph, opset_imports=imports, ir_version=ir_version)
+        try:
+            ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        except Exception:  # as in open_session
+            return version - 1
+    return start + _NEWER_VERSIONS - 1
 
 
 def _providers(ort: ModuleType, device: str) -> tuple[list[Any], str]:
