@@ -1,0 +1,130 @@
+"""Instance ids that survive a restart: a row of lock files for each group on a host.
+
+A scorer's slot is both its `group.instance.id` and the end of its transactional id. A process that starts where one was
+killed has to find that one's slot, so that its partitions come back at once and its open transaction is ended:
+
+- A slot is the host's name and the first number whose lock file is free; the system frees a dead process's locks.
+- A slot the user names is locked too: two processes under one name would fence each other for ever.
+- A lock is tied to the brokers, prefix and group, so that scorers of different groups take no number from each other.
+
+    with claim_instance(state_dir(), scope="localhost:9092/modelcast/fraud-scorers") as instance:
+        instance.name                                       # 'host-0'
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import platformdirs
+from filelock import FileLock, Timeout
+
+from modelcast.errors import ConfigError, UsageError
+
+ENV_STATE_DIR = "MODELCAST_STATE_DIR"
+
+# More scorers of one group than this on one host means that locks do not work (a file system without them).
+MAX_INSTANCES = 1024
+# A supervisor may start the next process while the last one still drains its transaction.
+NAMED_INSTANCE_WAIT_S = 10.0
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_NOT_NAME = re.compile(r"[^A-Za-z0-9._-]")
+_MAX_HOST_CHARS = 80  # leaves room for the number within what an instance may be called
+
+
+@dataclass(frozen=True)
+class Instance:
+    """A claimed instance id; free again after `release`, or when the process ends however it ends."""
+
+    name: str
+    lock: FileLock
+
+    def release(self) -> None:
+        self.lock.release()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.release()
+
+
+def state_dir(environment: Mapping[str, str] = os.environ) -> Path:
+    """Where this user's processes keep what must survive a restart; `MODELCAST_STATE_DIR` overrides it."""
+    named = environment.get(ENV_STATE_DIR)
+    return Path(named) if named else platformdirs.user_state_path("modelcast")
+
+
+def claim_instance(
+    state: Path, *, scope: str, named: str | None = None, host: str | None = None, wait_s: float = NAMED_INSTANCE_WAIT_S
+) -> Instance:
+    """Claims the id named, or the first free one of this host.
+
+    Args:
+        state: The state directory; made if it is not there.
+        scope: What the row of ids belongs to: brokers, prefix and group.
+        named: The id the user gave.
+        host: This host's name, for ids nobody named.
+        wait_s: How long a named id may still be held by a predecessor.
+
+    Raises:
+        UsageError: The name can't be an id, or another process on this host runs under it.
+        ConfigError: The state directory can't be written.
+    """
+    folder = state / "instances" / hashlib.sha256(scope.encode()).hexdigest()[:16]
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if named is not None:
+            return _claim_named(folder, named, wait_s)
+        stem = _host_stem(socket.gethostname() if host is None else host)
+        for number in range(MAX_INSTANCES):
+            instance = _try_lock(folder, f"{stem}-{number}", 0)
+            if instance is not None:
+                return instance
+    except OSError as error:
+        raise ConfigError(
+            f"can't keep instance ids in {folder}: {error.strerror or error}",
+            hint=f"Name a writable directory in {ENV_STATE_DIR}, or give each scorer its own --instance.",
+        ) from error
+    raise UsageError(
+        f"all {MAX_INSTANCES} instance ids in {folder} are taken", hint="Give each scorer its own --instance."
+    )
+
+
+def _claim_named(folder: Path, name: str, wait_s: float) -> Instance:
+    if not _NAME.fullmatch(name):
+        raise UsageError(
+            f"{name!r} can't be an instance id",
+            hint="Use 1 to 100 letters, digits, '.', '_' and '-', starting with a letter or digit.",
+        )
+    instance = _try_lock(folder, name, wait_s)
+    if instance is None:
+        raise UsageError(
+            f"another scorer of this group runs as instance {name!r} on this host",
+            hint="Give each scorer its own --instance, or none: a free id is then found.",
+        )
+    return instance
+
+
+def _try_lock(folder: Path, name: str, wait_s: float) -> Instance | None:
+    lock = FileLock(folder / f"{name}.lock")
+    try:
+        lock.acquire(timeout=wait_s, poll_interval=0.05)
+    except Timeout:
+        return None
+    return Instance(name, lock)
+
+
+def _host_stem(host: str) -> str:
+    stem = _NOT_NAME.sub("-", host.split(".")[0])[:_MAX_HOST_CHARS].lstrip("-._")
+    return stem or "host"
