@@ -8,7 +8,7 @@ librdkafka knows no position until something arrived, so the larger of its word 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Final
+from typing import Final, cast
 
 from confluent_kafka import OFFSET_BEGINNING, KafkaError, KafkaException, Message, TopicPartition
 
@@ -107,7 +107,8 @@ def _record(message: Message) -> LogRecord:
     topic = message.topic()
     if topic is None or partition is None or offset is None:
         raise BrokerError(f"the client library returned a record without a place: {message!r}")
-    return LogRecord(topic, partition, offset, message.timestamp()[1], message.key(), message.value())
+    headers = cast("list[tuple[str, bytes | None]]", message.headers() or [])
+    return LogRecord(topic, partition, offset, message.timestamp()[1], message.key(), message.value(), tuple(headers))
 
 
 def _offset(offset: int) -> int:
