@@ -24,7 +24,7 @@ import shutil
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,8 +91,12 @@ def iter_table(path: Path, rows: int) -> Iterator[pl.DataFrame]:
 
 
 @contextmanager
-def open_table(path: Path) -> Iterator[Table]:
+def open_table(path: Path, *, texts: Collection[str] = ()) -> Iterator[Table]:
     """Gives a file as a `Table`; a compressed one is unpacked into a temporary file for as long.
+
+    Args:
+        path: The file.
+        texts: Columns that are text even if a CSV holds nothing but digits in them.
 
     Raises:
         SourceError: As `read_table`.
@@ -103,7 +107,7 @@ def open_table(path: Path) -> Iterator[Table]:
     with tempfile.TemporaryDirectory(prefix="modelcast-table-") as folder:
         plain = _unpacked(path, Path(folder))
         with _reading(path):
-            scan = _scan(plain, path)
+            scan = _scan(plain, path, texts)
             schema = scan.collect_schema()
             rows, nullable = _count(scan, schema)
         if rows == 0:
@@ -138,10 +142,10 @@ def _reading(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _scan(plain: Path, path: Path) -> pl.LazyFrame:
+def _scan(plain: Path, path: Path, texts: Collection[str]) -> pl.LazyFrame:
     suffix = plain.suffix.lower()
     if suffix in CSV_SUFFIXES:
-        return _scan_csv(plain, path)
+        return _scan_csv(plain, path, texts)
     if suffix in JSON_LINES_SUFFIXES:
         _check_json_lines(plain, path)
         return pl.scan_ndjson(plain, infer_schema_length=None)
@@ -150,18 +154,23 @@ def _scan(plain: Path, path: Path) -> pl.LazyFrame:
     raise SourceError(f"can't tell the format of {path} from its suffix {plain.suffix!r}", hint=_FORMATS_HINT)
 
 
-def _scan_csv(plain: Path, path: Path) -> pl.LazyFrame:
+def _scan_csv(plain: Path, path: Path, texts: Collection[str]) -> pl.LazyFrame:
     plainly = pl.scan_csv(plain, infer_schema_length=None).collect_schema()
     for name in plainly:
         renamed = _RENAMED_DUPLICATE.fullmatch(name)
         if renamed is not None and renamed[1] in plainly:
             raise SourceError(f"{path} has two columns {renamed[1]!r}", hint="Rename one of them in its header.")
-    if pl.String not in plainly.values():
-        return pl.scan_csv(plain, infer_schema_length=None)
     with_missing = pl.scan_csv(plain, infer_schema_length=None, null_values=[_MISSING_NUMBER]).collect_schema()
-    numbers = [name for name, dtype in plainly.items() if dtype == pl.String and with_missing[name] != pl.String]
+    numbers = [
+        name
+        for name, dtype in plainly.items()
+        if dtype == pl.String and with_missing[name] != pl.String and name not in texts
+    ]
     return pl.scan_csv(
-        plain, infer_schema_length=None, null_values=dict.fromkeys(numbers, _MISSING_NUMBER) if numbers else None
+        plain,
+        infer_schema_length=None,
+        null_values=dict.fromkeys(numbers, _MISSING_NUMBER) if numbers else None,
+        schema_overrides={name: pl.String for name in plainly if name in texts},
     )
 
 

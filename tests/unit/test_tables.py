@@ -38,6 +38,12 @@ def test_na_is_null_among_numbers_and_text_among_texts(tmp_path: Path) -> None:
     assert frame.rows() == [(1.5, "NA"), (None, "DE")]
 
 
+def test_digits_are_text_where_the_caller_says_so(tmp_path: Path) -> None:
+    path = write(tmp_path / "t.csv", "zip,n\n01234,1\nNA,2\n")
+    with open_table(path, texts={"zip", "absent"}) as table:
+        assert table.read().rows() == [("01234", 1), ("NA", 2)]
+
+
 def test_a_csv_with_two_columns_of_one_name_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match=r"t\.csv has two columns 'a'"):
         read_table(write(tmp_path / "t.csv", "a,b,a\n1,2,3\n"))

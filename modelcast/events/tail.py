@@ -1,0 +1,214 @@
+"""Records of a topic, decoded for people and programs.
+
+- Committed records only; in offset order within a partition, as they arrive between partitions.
+- A value is decoded by what it is: single-object Avro by the schema its fingerprint names, else JSON, else shown as
+  `{"base64": …}`. Nothing a record holds can end the reading.
+- As JSON: bytes are `{"base64": …}`, decimals and UUIDs text, dates and times ISO 8601 text; a NaN or an infinity is null,
+  for it has no JSON. A key is UTF-8 text, else `{"base64": …}`.
+- The end is the end the topic has at the start, read uncommitted: with a transaction open the committed end is earlier,
+  and what is about to be committed would be missed. How long an open transaction is waited for is bounded.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import time
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from datetime import date, datetime
+from datetime import time as time_of_day
+from itertools import islice
+from typing import Any
+
+from modelcast.avro import FRAME_BYTES, Schema, fingerprint_of
+from modelcast.errors import BrokerError, WireError
+from modelcast.events.schemas import REREAD_INTERVAL_S, SchemaTopic
+from modelcast.log import BEGINNING, Log, LogReader, LogRecord
+from modelcast.topics import Topics
+
+# Kafka's default transaction timeout (60 s) and the broker's sweep for dead transactions (10 s), with a margin.
+OPEN_TRANSACTION_WAIT_S = 75.0
+
+_STEP_S = 0.1  # how long one read may wait, so that the deadline and Ctrl-C are looked at
+# Silence before somebody watching is told what is waited for.
+_TELL_AFTER_S = 3.0
+# How many unknown fingerprints are given a second chance: garbage has a new one in every record.
+_MAX_SECOND_CHANCES = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One record as it is shown; `key` and `value` are JSON data."""
+
+    key: Any
+    partition: int
+    offset: int
+    timestamp_ms: int | None
+    value: Any
+
+    def describe(self) -> dict[str, Any]:
+        """As JSON data."""
+        return {
+            "key": self.key,
+            "partition": self.partition,
+            "offset": self.offset,
+            "timestamp": self.timestamp_ms,
+            "value": self.value,
+        }
+
+
+def tail(
+    log: Log,
+    topics: Topics,
+    topic: str,
+    *,
+    from_beginning: bool = False,
+    until_end: bool = False,
+    limit: int | None = None,
+    wait_s: float = OPEN_TRANSACTION_WAIT_S,
+    on_wait: Callable[[str], None] = lambda _: None,
+) -> Generator[Event, None, None]:
+    """Yields the records of a topic, from now on or from its beginning.
+
+    Args:
+        log: The connection.
+        topics: The repository whose schemas topic describes the records.
+        topic: What to read.
+        from_beginning: Start with the oldest record instead of the next new one.
+        until_end: Stop at the end the topic has now, instead of following it for ever.
+        limit: Stop after so many records.
+        wait_s: How long to wait for the end behind an open transaction.
+        on_wait: Told, once, what is waited for.
+
+    Raises:
+        TopicNotFoundError: There is no such topic.
+        BrokerError: The topic could not be read, or to its end.
+    """
+    ends = log.end_offsets(topic, committed=False)
+    start = dict.fromkeys(ends, BEGINNING) if from_beginning else ends
+    unread = {number: end for number, end in ends.items() if end > log.begin_offsets(topic)[number]}
+    with (
+        closing(log.reader(topic, start, committed=True)) as reader,
+        closing(SchemaTopic(log, topics)) as schemas,
+    ):
+        decoder = ValueDecoder(schemas)
+        records = _until(reader, unread, wait_s, on_wait) if until_end else _forever(reader)
+        yield from islice(map(decoder.event, records), limit)
+
+
+def _forever(reader: LogReader) -> Iterator[LogRecord]:
+    while True:
+        yield from reader.poll(_STEP_S)
+
+
+def _until(
+    reader: LogReader, ends: Mapping[int, int], wait_s: float, on_wait: Callable[[str], None]
+) -> Iterator[LogRecord]:
+    """What stands before `ends`; ends when every position has passed its end (markers move it too)."""
+    told = False
+    positions: dict[int, int] = {}
+    moved_at = time.monotonic()
+    while True:
+        now = {number: reader.position(number) for number in ends}
+        behind = [number for number, end in ends.items() if now[number] < end]
+        if not behind:
+            return
+        if now != positions:
+            positions, moved_at = now, time.monotonic()
+        silent_s = time.monotonic() - moved_at
+        where = ", ".join(f"{number} (at {now[number]} of {ends[number]})" for number in behind)
+        if silent_s >= wait_s:
+            raise BrokerError(
+                f"the end of partition {where} was not reached in {wait_s:g} s: a transaction may be open there",
+                hint="Try again when its writer has committed or its transaction timeout is over.",
+            )
+        if silent_s >= _TELL_AFTER_S and not told:
+            told = True
+            on_wait(f"waiting for an open transaction on partition {where}")
+        for record in reader.poll(_STEP_S):
+            if record.offset < ends.get(record.partition, 0):
+                yield record
+
+
+class ValueDecoder:
+    """Bytes of records to JSON data; not thread-safe.
+
+    Args:
+        schemas: Where fingerprints are looked up.
+        sleep: Waits for seconds.
+    """
+
+    def __init__(self, schemas: SchemaTopic, *, sleep: Callable[[float], None] = time.sleep) -> None:
+        self._schemas = schemas
+        self._sleep = sleep
+        self._given_up: set[bytes] = set()
+
+    def event(self, record: LogRecord) -> Event:
+        """A record as it is shown."""
+        return Event(
+            key=None if record.key is None else _text_or_base64(record.key),
+            partition=record.partition,
+            offset=record.offset,
+            timestamp_ms=record.timestamp_ms if record.timestamp_ms >= 0 else None,
+            value=self.value(record.value),
+        )
+
+    def value(self, data: bytes | None) -> Any:
+        """JSON data for a value; None for a tombstone."""
+        if data is None:
+            return None
+        fingerprint = fingerprint_of(data)
+        if fingerprint is not None:
+            schema = self._find(fingerprint)
+            if schema is not None:
+                try:
+                    return _plain(schema.decode(data, start=FRAME_BYTES))
+                except (WireError, RecursionError):
+                    return _base64(data)
+        try:
+            return json.loads(data.decode(), parse_constant=_refuse_constant)
+        except (ValueError, RecursionError):
+            return _base64(data)
+
+    def _find(self, fingerprint: bytes) -> Schema | None:
+        schema = self._schemas.find(fingerprint)
+        if schema is None and fingerprint not in self._given_up and len(self._given_up) < _MAX_SECOND_CHANCES:
+            # The topic was perhaps looked at so lately that it was not looked at again.
+            self._sleep(REREAD_INTERVAL_S)
+            schema = self._schemas.find(fingerprint)
+            if schema is None:
+                self._given_up.add(fingerprint)
+        return schema
+
+
+def _plain(value: Any) -> Any:
+    """What fastavro gives, as JSON data (but for NaN and infinities, which `modelcast.cli.output` makes null)."""
+    match value:
+        case None | bool() | int() | float() | str():
+            return value
+        case bytes():
+            return _base64(value)
+        case dict():
+            return {str(name): _plain(inner) for name, inner in value.items()}
+        case list() | tuple():
+            return [_plain(inner) for inner in value]
+        case datetime() | date() | time_of_day():
+            return value.isoformat()
+    return str(value)  # Decimal, UUID
+
+
+def _text_or_base64(data: bytes) -> Any:
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return _base64(data)
+
+
+def _base64(data: bytes) -> dict[str, str]:
+    return {"base64": base64.b64encode(data).decode()}
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
