@@ -1,0 +1,395 @@
+"""Examples: rows by event field or arrays by graph input; how inputs bind to fields, and what feeds the graph.
+
+- Rows come from a CSV, JSON lines or Parquet file, a polars or pandas DataFrame, a list of dicts, or a dict of columns;
+  arrays from an `.npz` file or a dict. Columns and arrays nobody asks for are ignored, whatever they hold.
+- An input `[N]` or `[N, 1]` is a column: it takes the event field of its own name (or the one name given as fields).
+- An input `[N, F]` is a matrix of F event fields in order: those given as fields; else those the estimator was trained
+  with; else the examples' columns in their order, if they are exactly F and all numbers. There can be only one.
+- Values convert without loss of meaning, as those of events will: float from any number, integer from integers in
+  range, string from text, boolean from booleans. A missing number is NaN for a float input and an error elsewhere.
+
+    >>> rows = read({"amount": [1.5, 2.0], "note": ["a", "b"]})
+    >>> bind([TensorInfo("amount", "float32", (None, 1))], rows, None)[0].fields
+    ('amount',)
+"""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from modelcast import tables
+from modelcast.errors import BindingError, SourceError, StructureError, UsageError
+from modelcast.records import DType, InputBinding
+from modelcast.runtime import TensorInfo
+
+Array = npt.NDArray[Any]
+# A path, a polars or pandas DataFrame, arrays or lists by name, or one dict a row.
+ExamplesSource: TypeAlias = Path | str | Mapping[str, Any] | Sequence[Mapping[str, Any]] | pl.DataFrame | Any
+
+# The original and the graph are compared on this many rows at most: enough to meet the branches of a tree ensemble,
+# a few seconds for an estimator of ordinary size.
+MAX_ROWS: Final = 10_000
+
+_HINT = "Give rows by field name (.csv, .jsonl, .parquet) or arrays by input name (.npz)."
+_ROWS_HINT = "Give each input as many rows as the others."
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Examples as they were given: named columns `[N]` or arrays `[N, …]`, converted when they are asked for."""
+
+    values: Mapping[str, Any]
+    count: int
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.values
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(self.values)
+
+    def head(self, count: int) -> Rows:
+        """The first `count` rows."""
+        if count >= self.count:
+            return self
+        return Rows({name: values[:count] for name, values in self.values.items()}, count)
+
+    def column(self, name: str) -> Array:
+        """One column `[N]`: float, int64 or bool, or an object array of str (None where a text is missing).
+
+        Raises:
+            BindingError: There is no such column, or it holds what no input takes.
+        """
+        if name not in self.values:
+            raise BindingError(f"the examples have no field {name!r}; they have {_listed(self.names)}")
+        array = _as_array(name, self.values[name])
+        if array.ndim == 2 and array.shape[1] == 1:
+            array = array[:, 0]
+        if array.ndim != 1:
+            raise BindingError(f"field {name!r} of the examples is an array of shape {list(array.shape)}, not a column")
+        return array
+
+    def matrix(self, name: str) -> Array | None:
+        """An array `[N, F]` given under this name, or None if there is none or it is a column."""
+        values = self.values.get(name)
+        if values is None or getattr(values, "ndim", 1) != 2:
+            return None
+        return _as_array(name, values)
+
+    def is_number(self, name: str) -> bool:
+        """Whether the column of this name holds numbers."""
+        try:
+            return self.column(name).dtype.kind in "fiu"
+        except BindingError:
+            return False
+
+
+def read(source: ExamplesSource | None) -> Rows:
+    """Takes examples in any form they can be given.
+
+    Raises:
+        UsageError: There are none.
+        SourceError: They can't be read, hold no rows, or their arrays are not of one length.
+    """
+    if source is None:
+        raise UsageError(
+            "no examples are given, and every model is tried on examples before it is published", hint=_HINT
+        )
+    if isinstance(source, (str, Path)):
+        path = Path(source)
+        rows = _read_npz(path) if path.suffix.lower() == ".npz" else _of_frame(tables.read_table(path))
+        where = str(path)
+    else:
+        rows, where = _of_object(source), "the examples"
+    if rows.count == 0 or not rows.values:
+        raise SourceError(f"{where} hold{'' if where == 'the examples' else 's'} no rows", hint=_HINT)
+    return rows
+
+
+def bind(inputs: Sequence[TensorInfo], rows: Rows, fields: Sequence[str] | None) -> tuple[InputBinding, ...]:
+    """Says which event fields feed each graph input.
+
+    Args:
+        inputs: The graph's inputs, batch first.
+        rows: The examples.
+        fields: The names for the columns of the single matrix input, in order; None if the caller gave none.
+
+    Raises:
+        StructureError: An input is of a type or shape that can't be fed from event fields.
+        BindingError: The examples do not have what an input takes.
+        UsageError: `fields` are missing, do not fit, or are not needed.
+    """
+    matrices = [info for info in inputs if _is_matrix(info, fields)]
+    if len(matrices) > 1:
+        raise BindingError(
+            f"the graph has {len(matrices)} matrix inputs, {_listed([info.name for info in matrices])}",
+            hint="Export it with one matrix input, or with one input [N, 1] per event field.",
+        )
+    if fields is not None:
+        _check_fields(inputs, matrices, fields)
+    return tuple(_bind_one(info, len(inputs), info in matrices, rows, fields) for info in inputs)
+
+
+def feeds(bindings: Sequence[InputBinding], rows: Rows) -> dict[str, Array]:
+    """The arrays of graph inputs, `[N]`, `[N, 1]` or `[N, F]` as the bindings say.
+
+    Raises:
+        BindingError: A field is missing or does not convert; the message names field and types.
+    """
+    return {binding.name: _feed(binding, rows) for binding in bindings}
+
+
+def _read_npz(path: Path) -> Rows:
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return _of_mapping({name: archive[name] for name in archive.files})
+    except (OSError, EOFError, zipfile.BadZipFile, AttributeError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error) or "not an archive"
+        raise SourceError(f"can't read examples {path}: {reason}", hint=_HINT) from error
+    except ValueError as error:
+        raise SourceError(
+            f"can't read examples {path}: {error}", hint="Store texts as arrays of '<U', never as objects."
+        ) from error
+
+
+def _of_object(source: Any) -> Rows:
+    if isinstance(source, Mapping):
+        return _of_mapping(source)
+    if isinstance(source, pl.DataFrame):
+        return _of_frame(source)
+    if _is_pandas(source) and hasattr(source, "columns"):
+        return Rows({str(name): source[name] for name in source.columns}, len(source))
+    if isinstance(source, Sequence) and all(isinstance(row, Mapping) for row in source):
+        if not source:
+            return Rows({}, 0)
+        try:
+            return _of_frame(pl.DataFrame([dict(row) for row in source], infer_schema_length=None))
+        except (pl.exceptions.PolarsError, TypeError, ValueError, OverflowError) as error:
+            raise SourceError(f"the examples are not rows of one kind: {error}", hint=_HINT) from error
+    raise SourceError(
+        f"examples can't be a {type(source).__name__}",
+        hint="Give a path, a DataFrame, a dict of arrays, or a list of dicts.",
+    )
+
+
+def _of_frame(frame: pl.DataFrame) -> Rows:
+    return Rows({name: frame[name] for name in frame.columns}, frame.height)
+
+
+def _of_mapping(source: Mapping[str, Any]) -> Rows:
+    values = {str(name): _sliceable(str(name), value) for name, value in source.items()}
+    counts = {name: len(value) for name, value in values.items()}
+    if len(set(counts.values())) > 1:
+        told = ", ".join(f"{name}: {count}" for name, count in counts.items())
+        raise SourceError(f"the examples' arrays have different numbers of rows ({told})", hint=_ROWS_HINT)
+    return Rows(values, next(iter(counts.values()), 0))
+
+
+def _sliceable(name: str, value: Any) -> Any:
+    if isinstance(value, pl.Series) or _is_pandas(value):
+        return value
+    if isinstance(value, (list, tuple)):
+        nested = any(isinstance(entry, (list, tuple, np.ndarray)) for entry in value)
+        value = value if nested else _series(name, list(value))
+    array = value if isinstance(value, pl.Series) else np.asarray(value)
+    if isinstance(array, np.ndarray) and array.ndim == 0:
+        raise SourceError(f"example {name!r} is a single value, not a row of values", hint=_ROWS_HINT)
+    return array
+
+
+def _is_pandas(value: Any) -> bool:
+    return type(value).__module__.partition(".")[0] == "pandas"
+
+
+def _series(name: str, values: list[Any]) -> pl.Series:
+    try:
+        return pl.Series(name, values)
+    except (pl.exceptions.PolarsError, TypeError, ValueError, OverflowError):
+        try:  # integers first, floats later
+            return pl.Series(name, values, dtype=pl.Float64)
+        except (pl.exceptions.PolarsError, TypeError, ValueError, OverflowError) as error:
+            raise BindingError(f"field {name!r} of the examples holds values of different kinds") from error
+
+
+def _as_array(name: str, values: Any) -> Array:
+    """Floats, int64, bool or object-of-str, of the same shape."""
+    if isinstance(values, pl.Series):
+        return _of_series(name, values)
+    if _is_pandas(values):
+        dtype = getattr(values, "dtype", None)
+        if isinstance(dtype, np.dtype) and dtype.kind in "fiub":
+            return _as_array(name, values.to_numpy())
+        missing = values.isna().tolist()
+        texts = [None if gone else value for value, gone in zip(values.tolist(), missing, strict=True)]
+        return _of_series(name, _series(name, texts))
+    return _of_numpy(name, np.asarray(values))
+
+
+def _of_numpy(name: str, array: Array) -> Array:
+    kind = array.dtype.kind
+    if kind == "O":
+        flat = [None if value is None or value != value else value for value in array.reshape(-1).tolist()]  # noqa: PLR0124
+        return _of_series(name, _series(name, flat)).reshape(array.shape)
+    if kind in "iu":
+        return _int64(name, array)
+    if kind in "fbU":
+        wanted: npt.DTypeLike = {
+            "f": array.dtype if array.dtype.itemsize in (4, 8) else np.float64,
+            "b": bool,
+            "U": object,
+        }[kind]
+        return array.astype(wanted, copy=False)
+    raise BindingError(f"field {name!r} of the examples holds {array.dtype}, which no model input takes")
+
+
+def _of_series(name: str, series: pl.Series) -> Array:
+    dtype = series.dtype
+    if dtype.is_integer():
+        if series.null_count():
+            return series.cast(pl.Float64).to_numpy()
+        return _int64(name, series.to_numpy())
+    if dtype.is_float() or dtype.is_decimal() or dtype == pl.Null:
+        return series.cast(pl.Float32 if dtype == pl.Float32 else pl.Float64).to_numpy()
+    if dtype == pl.Boolean:
+        if series.null_count():
+            raise BindingError(f"field {name!r} of the examples is boolean and misses values")
+        return series.to_numpy()
+    if dtype == pl.String or isinstance(dtype, (pl.Categorical, pl.Enum)):
+        texts = np.empty(len(series), dtype=object)
+        texts[:] = series.cast(pl.String).to_list()
+        return texts
+    raise BindingError(f"field {name!r} of the examples holds {dtype}, which no model input takes")
+
+
+def _int64(name: str, array: Array) -> Array:
+    if array.dtype == np.uint64 and array.size and array.max() > np.iinfo(np.int64).max:
+        raise BindingError(f"field {name!r} of the examples holds integers beyond 64 bits with sign")
+    return array.astype(np.int64, copy=False)
+
+
+def _is_matrix(info: TensorInfo, fields: Sequence[str] | None) -> bool:
+    """`[N, 1]` is a column; `[N, ?]` is a matrix unless one field is named for it."""
+    _check_shape(info)
+    return len(info.shape) == 2 and info.shape[1] != 1 and not (info.shape[1] is None and fields and len(fields) == 1)
+
+
+def _check_shape(info: TensorInfo) -> None:
+    if info.dtype not in set(DType):
+        raise StructureError(
+            f"input {info.name!r} is of type {info.dtype}, which can't be fed from event fields",
+            hint=f"Cast inside the graph; inputs may be {_listed(list(DType))}.",
+        )
+    if not info.shape:
+        raise StructureError(f"input {info.name!r} has no batch dimension", hint="Make its first dimension the batch.")
+    if info.shape[0] is not None:
+        raise StructureError(
+            f"input {info.name!r} takes batches of exactly {info.shape[0]} row{'s' if info.shape[0] != 1 else ''}",
+            hint="Export it with a dynamic first dimension (PyTorch: dynamic_axes or dynamic_shapes).",
+        )
+    if len(info.shape) > 2:
+        raise StructureError(
+            f"input {info.name!r} has shape {_shape(info)}; event fields feed [N], [N, 1] or [N, F]",
+            hint="Take a matrix and reshape it inside the graph.",
+        )
+
+
+def _shape(info: TensorInfo) -> str:
+    return "[" + ", ".join("N" if size is None else str(size) for size in info.shape) + "]"
+
+
+def _check_fields(inputs: Sequence[TensorInfo], matrices: Sequence[TensorInfo], fields: Sequence[str]) -> None:
+    twice = sorted({name for name in fields if list(fields).count(name) > 1})
+    if not fields or twice or not all(fields):
+        raise UsageError(f"--fields names {_listed(twice)} twice" if twice else "--fields holds an empty name")
+    names = [info.name for info in inputs]
+    if not matrices and len(names) > 1 and set(fields) != set(names):
+        raise UsageError(
+            f"--fields is for a single matrix input, and this model takes one field per input: {_listed(names)}",
+            hint="Leave --fields out.",
+        )
+    width = matrices[0].shape[1] if matrices else len(names)
+    if width is not None and width != len(fields):
+        what = f"matrix input {matrices[0].name!r} takes" if matrices else "the model takes"
+        raise UsageError(
+            f"--fields names {len(fields)} field{'s' if len(fields) != 1 else ''}, and {what} {width}",
+            hint="Name every column, in the order the model was trained with.",
+        )
+
+
+def _bind_one(info: TensorInfo, inputs: int, is_matrix: bool, rows: Rows, fields: Sequence[str] | None) -> InputBinding:
+    dtype = DType(info.dtype)
+    if is_matrix:
+        names = tuple(fields) if fields is not None else _columns_of_matrix(info, rows)
+        return InputBinding(info.name, dtype, (None, len(names)), names)
+    field = fields[0] if fields is not None and inputs == 1 else info.name
+    if field not in rows and info.name not in rows:
+        raise BindingError(
+            f"no field of the examples matches input {info.name!r} ({dtype}, {_shape(info)}); "
+            f"they have {_listed(rows.names)}",
+            hint="Name columns after the graph's inputs, or rename the inputs.",
+        )
+    return InputBinding(info.name, dtype, (None, *info.shape[1:]) if info.shape[1:] != (None,) else (None, 1), (field,))
+
+
+def _columns_of_matrix(info: TensorInfo, rows: Rows) -> tuple[str, ...]:
+    width = info.shape[1]
+    given = rows.matrix(info.name)
+    if given is None and len(rows.names) == width and all(rows.is_number(name) for name in rows.names):
+        return rows.names
+    if width is None and given is not None:
+        width = given.shape[1]
+    many = "its columns" if width is None else f"its {width} columns"
+    raise UsageError(
+        f"input {info.name!r} is a matrix, and nothing says which event fields are {many}",
+        hint="Name them in order: --fields a,b,c (from Python: fields=[...]).",
+    )
+
+
+def _feed(binding: InputBinding, rows: Rows) -> Array:
+    width = binding.shape[1] if len(binding.shape) == 2 else None
+    given = rows.matrix(binding.name)
+    if given is not None and (width or 1) > 1:
+        if given.shape[1] != width:
+            raise BindingError(f"the examples give input {binding.name!r} {given.shape[1]} columns, it takes {width}")
+        return np.ascontiguousarray(_converted(binding.name, given, binding.dtype))
+    names = (
+        [name if name in rows else binding.name for name in binding.fields] if width in (None, 1) else binding.fields
+    )
+    columns = [_converted(name, rows.column(name), binding.dtype) for name in names]
+    return columns[0] if width is None else np.stack(columns, axis=1)
+
+
+def _converted(field: str, array: Array, dtype: DType) -> Array:
+    kind = array.dtype.kind
+    if dtype in (DType.FLOAT32, DType.FLOAT64) and kind in "fi":
+        return array.astype(dtype.value)
+    if dtype in (DType.INT64, DType.INT32) and kind == "i":
+        bounds = np.iinfo(dtype.value)
+        if array.size and (array.min() < bounds.min or array.max() > bounds.max):
+            raise BindingError(f"field {field!r} holds integers beyond {dtype}")
+        return array.astype(dtype.value)
+    if dtype is DType.BOOL and kind == "b":
+        return array
+    if dtype is DType.STRING and kind == "O":
+        missing = next((row for row, value in enumerate(array.reshape(-1)) if value is None), None)
+        if missing is not None:
+            raise BindingError(
+                f"field {field!r} misses a text in row {missing // max(1, array[0].size if array.ndim > 1 else 1)}",
+                hint="A graph has no missing text: fill it, for training too, with a value of its own such as ''.",
+            )
+        return array
+    held = {"f": "floats", "i": "integers", "b": "booleans", "O": "texts"}[kind]
+    raise BindingError(f"field {field!r} of the examples holds {held}, and the model takes {dtype}")
+
+
+def _listed(names: Sequence[str]) -> str:
+    shown = ", ".join(repr(str(name)) for name in names[:12])
+    return f"{shown}, … ({len(names)} in all)" if len(names) > 12 else shown or "none"
