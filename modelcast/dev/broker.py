@@ -275,13 +275,23 @@ class LocalBroker:
         return [
             *flags,
             "-Djava.awt.headless=true",
+            # The class cache warns of what it had to leave out; in a failed start's message that would hide the reason.
+            "-Xlog:disable",
+            "-Xlog:all=error:stdout",
             f"-Dlog4j2.configurationFile={self.data_dir / 'log4j2.properties'}",
             f"-Dmodelcast.log={self.log_path}",
         ]
 
     def _format(self, command: list[str], config: Path) -> None:
-        cluster_id = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode("ascii").rstrip("=")
-        tool = [*command, "kafka.tools.StorageTool", "format", "--cluster-id", cluster_id, "--config", str(config)]
+        tool = [
+            *command,
+            "kafka.tools.StorageTool",
+            "format",
+            "--cluster-id",
+            new_cluster_id(),
+            "--config",
+            str(config),
+        ]
         done = subprocess.run(
             tool, env=_environment(), capture_output=True, text=True, timeout=FORMAT_TIMEOUT_S, check=False
         )
@@ -290,6 +300,13 @@ class LocalBroker:
                 f"Kafka could not prepare {self._kafka_dir}:\n{relevant_lines(done.stdout + done.stderr)}",
                 hint=f"Its configuration is {config}",
             )
+
+
+def new_cluster_id() -> str:
+    """Returns a random id as Kafka writes them: 16 bytes, URL-safe base64 without padding."""
+    first, *rest = uuid.uuid4().bytes
+    # With its top bit clear the first byte can't become a "-", which the storage tool would read as an option.
+    return base64.urlsafe_b64encode(bytes([first & 0x7F, *rest])).decode("ascii").rstrip("=")
 
 
 def _environment() -> dict[str, str]:

@@ -45,9 +45,11 @@ class Process:
 
     def alive(self) -> bool:
         """Returns whether it still runs; a stopped (SIGSTOP) process does."""
+        if start_time(self.pid) == self.started:
+            return True
         with contextlib.suppress(ChildProcessError):
             os.waitpid(self.pid, os.WNOHANG)  # a dead child stays in the table until it is waited for
-        return start_time(self.pid) == self.started
+        return False
 
     def send(self, number: signal.Signals) -> bool:
         """Sends a signal; returns False when the process is gone."""
@@ -73,11 +75,14 @@ def start_time(pid: int) -> str | None:
     """Returns when process `pid` started, or None when there is none or it is dead and only not reaped."""
     if _ON_LINUX:
         try:
-            # The name, in parentheses, may hold anything; state is the first field behind it, start time the 20th.
+            # The name, in parentheses, may hold anything; of the fields behind it, the first is the state, the 18th
+            # the number of threads, the 20th the start time.
             fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         except (FileNotFoundError, ProcessLookupError):
             return None
-        return None if fields[0] in "ZX" else f"{_boot_id()}/{fields[19]}"
+        # A killed process's first thread is dead before the others have closed its ports and files.
+        dead = fields[0] in "ZX" and int(fields[17]) <= 1
+        return None if dead else f"{_boot_id()}/{fields[19]}"
     said = subprocess.run(["/bin/ps", "-o", "stat=,lstart=", "-p", str(pid)], capture_output=True, check=False)
     state, _, started = said.stdout.decode().strip().partition(" ")
     return None if not state or state.startswith("Z") else started.strip()

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
-from modelcast.dev.broker import relevant_lines
+from modelcast.dev.broker import new_cluster_id, relevant_lines
 from modelcast.dev.settings import server_properties
 
 
@@ -26,6 +27,12 @@ def test_given_settings_win() -> None:
 def test_values_are_escaped_as_java_reads_them() -> None:
     text = server_properties(Path("/data"), 1, 2, {"sasl.jaas.config": 'user="a\\b"\npassword'})
     assert 'sasl.jaas.config=user="a\\\\b"\\npassword\n' in text
+
+
+def test_a_cluster_id_is_never_mistaken_for_an_option() -> None:
+    ids = {new_cluster_id() for _ in range(1_000)}
+    assert len(ids) == 1_000
+    assert all(re.fullmatch(r"[A-Za-f][A-Za-z0-9_-]{21}", each) for each in ids)
 
 
 def test_an_error_message_shows_the_errors_of_a_log_without_stack_frames() -> None:
