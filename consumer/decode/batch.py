@@ -1,0 +1,184 @@
+"""Events of one batch, in whatever formats they come, to columns.
+
+- The format is found per event: `C3 01` begins an Avro single-object record, whose writer's schema is looked up by its
+  fingerprint; everything else is JSON.
+- Rows of one format and schema are decoded together and put back at their places.
+- Nothing here raises for what an event holds: it is poison, and the events beside it are decoded as if it were not
+  there (`rules`). Events of a fingerprint no schema is known for (yet) are neither good nor poison.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from modelcast.avro import FRAME_BYTES, SINGLE_OBJECT_MARKER, Schema
+from modelcast.consumer.binding import FieldSpec
+
+from .avro import AvroPlan
+from .cursor import Buffer, Cursor
+from .json import JsonPlan
+from .rules import NUMPY_TYPES, Array, Column, Fault, Mask, Opaque, PoisonEvent, Rows, Spoiled, convert
+
+__all__ = ["BatchDecoder", "DecodedBatch", "PoisonEvent", "SchemaSource"]
+
+# The marker's two bytes as one number, as numpy reads them from the buffer.
+_MARKER = np.frombuffer(SINGLE_OBJECT_MARKER, "<u2")[0]
+
+
+class SchemaSource(Protocol):
+    """Where writers' schemas are found."""
+
+    def find(self, fingerprint: bytes) -> Schema | None:
+        """The schema of that CRC-64-AVRO fingerprint (8 bytes, little-endian), or None if there is none yet."""
+
+
+@dataclass(frozen=True, slots=True)
+class DecodedBatch:
+    """What became of a batch.
+
+    Attributes:
+        columns: For each field asked for, one array of its type over the good events; strings as an object array.
+        rows: Which events those are: indices into the values given, ascending.
+        poison: The events that can't be scored, ascending.
+        unknown: Fingerprints no schema was found for, once each. Their events are in neither of the above: retry, or
+            give them up.
+    """
+
+    columns: Mapping[str, Array]
+    rows: Rows
+    poison: tuple[PoisonEvent, ...]
+    unknown: tuple[bytes, ...]
+
+
+class BatchDecoder:
+    """Decodes batches for one set of fields; keeps a plan per writer schema it has met. Not thread-safe.
+
+    Example:
+        decoder = BatchDecoder([FieldSpec("amount", DType.FLOAT32)], schemas)
+        batch = decoder.decode([message.value() for message in messages])
+        batch.columns["amount"]      # float32, one value for each of batch.rows
+    """
+
+    def __init__(self, specs: Sequence[FieldSpec], schemas: SchemaSource) -> None:
+        self._specs = tuple(specs)
+        self._schemas = schemas
+        self._avro: dict[bytes, AvroPlan] = {}
+        self._json = JsonPlan(self._specs)
+
+    def decode(self, values: Sequence[bytes | None]) -> DecodedBatch:
+        """Decodes events; raises nothing for what they hold."""
+        present = [value or b"" for value in values] if None in values else values
+        buffer = Buffer(present)  # type: ignore[arg-type]  # None was replaced
+        result = _Result(self._specs, len(values))
+        lengths = buffer.ends - buffer.starts
+        for row in np.flatnonzero(lengths == 0).tolist():
+            null = values[row] is None
+            fault, message = (
+                (Fault.TOMBSTONE, "the value is null") if null else (Fault.EMPTY_VALUE, "the value is empty")
+            )
+            result.spoil(row, fault, message)
+        # Windows reach into the next value where one is short: two bytes of a marker must be its own.
+        framed = (lengths >= len(SINGLE_OBJECT_MARKER)) & (buffer.window(buffer.starts, 2).view("<u2") == _MARKER)
+        self._decode_avro(buffer, np.flatnonzero(framed), result)
+        plain = np.flatnonzero(~framed & (lengths > 0))
+        if plain.size:
+            result.take(plain, *self._json.decode([present[row] for row in plain.tolist()]))  # type: ignore[misc]
+        return result.batch()
+
+    def _decode_avro(self, buffer: Buffer, rows: Rows, result: _Result) -> None:
+        cut = buffer.ends[rows] - buffer.starts[rows] < FRAME_BYTES
+        for row in rows[cut].tolist():
+            result.spoil(row, Fault.INVALID_AVRO, f"cut short within the {FRAME_BYTES} bytes of its frame")
+        for fingerprint, group in _by_fingerprint(buffer, rows[~cut]):
+            plan = self._avro_plan(fingerprint)
+            if plan is None:
+                result.unknown.append(fingerprint)
+                continue
+            cursor = Cursor(buffer, buffer.starts[group] + FRAME_BYTES, buffer.ends[group])
+            columns = plan.read(cursor)
+            result.take(group, columns, _structural(cursor))
+
+    def _avro_plan(self, fingerprint: bytes) -> AvroPlan | None:
+        plan = self._avro.get(fingerprint)
+        if plan is None and (schema := self._schemas.find(fingerprint)) is not None:
+            plan = self._avro[fingerprint] = AvroPlan.of(schema, {spec.name for spec in self._specs})
+        return plan
+
+
+def _by_fingerprint(buffer: Buffer, rows: Rows) -> Iterator[tuple[bytes, Rows]]:
+    if not rows.size:
+        return
+    prints = buffer.window(buffer.starts[rows] + len(SINGLE_OBJECT_MARKER), 8).view("<u8")
+    if (prints == prints[0]).all():
+        yield prints[0].tobytes(), rows
+        return
+    for one in np.unique(prints):
+        yield one.tobytes(), rows[prints == one]
+
+
+def _structural(cursor: Cursor) -> tuple[Spoiled, ...]:
+    broken = np.flatnonzero(cursor.broken)
+    left = cursor.end - cursor.position
+    trailing = np.flatnonzero(~cursor.broken & (left > 0))
+    faults = []
+    if broken.size:
+        faults.append(Spoiled(broken, Fault.INVALID_AVRO, "not a datum of its writer's schema"))
+    if trailing.size:
+        faults.append(Spoiled(trailing, Fault.TRAILING_BYTES, "bytes stand behind the datum"))
+    return tuple(faults)
+
+
+class _Result:
+    """Collects the groups of a batch at the places of their rows."""
+
+    def __init__(self, specs: Sequence[FieldSpec], size: int) -> None:
+        self._specs = specs
+        self._size = size
+        self._good: Mask = np.zeros(size, np.bool_)
+        self._columns: dict[str, Array] = {}
+        self._poison: list[PoisonEvent] = []
+        self.unknown: list[bytes] = []  # their rows stay out: nobody can say yet what they hold
+
+    def spoil(self, row: int, fault: Fault, message: str) -> None:
+        self._poison.append(PoisonEvent(row, fault.value, message))
+
+    def take(self, rows: Rows, columns: Mapping[str, Column], spoiled: Sequence[Spoiled]) -> None:
+        """Adds a group: columns over `rows`, and rows (counted within the group) whose structure is broken."""
+        good: Mask = np.ones(len(rows), np.bool_)
+        self._mark(rows, good, spoiled)
+        for spec in self._specs:
+            array, faults = convert(columns.get(spec.name, Opaque("missing", len(rows))), spec)
+            self._mark(rows, good, faults)
+            self._place(spec, rows, array)
+        self._good[rows] = good
+
+    def _mark(self, rows: Rows, good: Mask, spoiled: Sequence[Spoiled]) -> None:
+        for entry in spoiled:
+            for row in entry.rows[good[entry.rows]].tolist():
+                self.spoil(int(rows[row]), entry.fault, entry.message)
+            good[entry.rows] = False
+
+    def _place(self, spec: FieldSpec, rows: Rows, array: Array) -> None:
+        if len(rows) == self._size:
+            self._columns[spec.name] = array
+            return
+        whole = self._columns.get(spec.name)
+        if whole is None:
+            whole = self._columns[spec.name] = np.zeros(self._size, NUMPY_TYPES[spec.dtype])
+        whole[rows] = array
+
+    def batch(self) -> DecodedBatch:
+        rows = np.flatnonzero(self._good)
+        whole = rows.size == self._size
+        columns = {}
+        for spec in self._specs:
+            array = self._columns.get(spec.name)
+            if array is None:
+                array = np.zeros(self._size, NUMPY_TYPES[spec.dtype])
+            columns[spec.name] = array if whole else array[rows]
+        poison = tuple(sorted(self._poison, key=lambda event: event.index))
+        return DecodedBatch(columns, rows, poison, tuple(self.unknown))

@@ -1,0 +1,139 @@
+"""JSON events to columns.
+
+One event is one JSON object in UTF-8 (RFC 8259: no NaN, no second value behind it), no key twice at its top, and no
+deeper than `_MAX_DEPTH`. An integer is a number without fraction or exponent.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, NoReturn
+
+import numpy as np
+
+from modelcast.consumer.binding import FieldSpec
+
+from .rules import Choice, Column, Fault, Flags, Numbers, Opaque, Spoiled, Strings
+
+# Brackets within brackets; fixed, because the interpreter's own limit depends on who called.
+_MAX_DEPTH = 100
+_INT64_MIN, _INT64_MAX = -(2**63), 2**63 - 1
+_MISSING = object()
+
+
+class JsonPlan:
+    """How JSON events become columns of some fields."""
+
+    def __init__(self, specs: Sequence[FieldSpec]) -> None:
+        self._names = tuple(spec.name for spec in specs)
+
+    def decode(self, values: Sequence[bytes]) -> tuple[Mapping[str, Column], tuple[Spoiled, ...]]:
+        """Columns over all values, and the rows that are no JSON object."""
+        return _one_by_one(values, self._names)
+
+
+def _one_by_one(values: Sequence[bytes], names: Sequence[str]) -> tuple[Mapping[str, Column], tuple[Spoiled, ...]]:
+    spoiled: list[Spoiled] = []
+    events: list[Mapping[str, Any]] = []
+    for row, value in enumerate(values):
+        try:
+            events.append(parse(value))
+        except ValueError as error:
+            events.append({})
+            spoiled.append(Spoiled(np.array([row]), Fault.INVALID_JSON, str(error)))
+    return {name: _column([event.get(name, _MISSING) for event in events]) for name in names}, tuple(spoiled)
+
+
+def parse(value: bytes) -> Mapping[str, Any]:
+    """One event as a mapping; nested objects come as tuples of pairs.
+
+    Raises:
+        ValueError: Not one JSON object in UTF-8, too deep, or a key is there twice.
+    """
+    if value.count(b"[") + value.count(b"{") > _MAX_DEPTH and _depth(value) > _MAX_DEPTH:
+        raise ValueError(f"nested deeper than {_MAX_DEPTH}")
+    # Pairs as a tuple: JSON itself never gives one, so it stands for an object, and no pair is lost.
+    pairs = _DECODER.decode(value.decode())
+    if not isinstance(pairs, tuple):
+        raise ValueError(f"a JSON {type(pairs).__name__} is no event: an object is")
+    event = dict(pairs)
+    if len(event) != len(pairs):
+        raise ValueError("a key stands twice in the object")
+    return event
+
+
+def _depth(value: bytes) -> int:
+    deepest = depth = 0
+    quoted = escaped = False
+    for octet in value:
+        if quoted:
+            quoted = escaped or octet != ord('"')
+            escaped = not escaped and octet == ord("\\")
+        elif octet == ord('"'):
+            quoted = True
+        elif octet in b"[{":
+            depth += 1
+            deepest = max(deepest, depth)
+        elif octet in b"]}":
+            depth -= 1
+    return deepest
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=tuple, parse_constant=_no_constant)
+
+
+def _column(values: list[Any]) -> Column:
+    """Values as JSON gave them, by kind."""
+    rows: dict[str, list[int]] = {}
+    for row, value in enumerate(values):
+        rows.setdefault(_kind(value), []).append(row)
+    parts = [(np.array(where), _part(kind, [values[row] for row in where])) for kind, where in rows.items()]
+    return parts[0][1] if len(parts) == 1 else Choice(tuple(parts), len(values))
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return "int" if _INT64_MIN <= value <= _INT64_MAX else "huge"
+    if isinstance(value, str) and not _is_unicode(value):
+        return "a string with half a surrogate pair"
+    return _KINDS[type(value)]
+
+
+_KINDS: dict[type, str] = {
+    float: "float", bool: "bool", str: "str", type(None): "null",
+    tuple: "an object", list: "an array", object: "missing",
+}  # fmt: skip
+
+
+def _is_unicode(text: str) -> bool:
+    return text.isascii() or not any("\ud800" <= character <= "\udfff" for character in text)
+
+
+def _part(kind: str, values: list[Any]) -> Column:
+    match kind:
+        case "int":
+            return Numbers(np.array(values, np.int64))
+        case "huge":
+            return Numbers(np.array([_as_float(value) for value in values]), whole=True, finite=True)
+        case "float":
+            return Numbers(np.array(values, np.float64), finite=True)
+        case "bool":
+            return Flags(np.array(values, np.bool_))
+        case "str":
+            strings = np.empty(len(values), np.object_)
+            strings[:] = values
+            return Strings(strings)
+        case _:
+            return Opaque(kind, len(values))
+
+
+def _as_float(value: int) -> float:
+    try:
+        return float(value)
+    except OverflowError:
+        return float("inf")
