@@ -33,6 +33,9 @@ REPLAYED = "replayed"
 UNKNOWN_VERSION = "unknown-version"
 WITHDRAWN = "withdrawn"
 
+# Stands in a refusal for the version of a release that is not there.
+NO_VERSION = 0
+
 # A broker restarts in seconds, and a disk is emptied in minutes; asking every half minute costs nothing.
 FIRST_RETRY_S = 0.5
 MAX_RETRY_S = 30.0
@@ -147,9 +150,9 @@ def retry_delay_s(attempts: int) -> float:
 
 def decide(image: RegistryImage, view: View, preserve: Preserve = Preserve.AVAILABILITY) -> Action:
     """The next step for one slot. Deciding again after each step leads to `Nothing`."""
-    entry = image.models.get(view.ref.model)
-    if image.repository is None or entry is None:
+    if image.repository is None:
         return Nothing()
+    entry = image.models.get(view.ref.model) or ModelEntry(view.ref.model)
     for candidate in _candidates(image.repository.uuid, entry, view):
         match candidate:
             case Load():
@@ -161,10 +164,15 @@ def decide(image: RegistryImage, view: View, preserve: Preserve = Preserve.AVAIL
 
 def _candidates(repository: str, entry: ModelEntry, view: View) -> Iterator[Load | Refuse]:
     """What may serve, best first; a refusal that is not on record yet comes before what it leads to."""
+    if view.ref.version is None and entry.champion is None and view.mark > 0:
+        nothing = VersionKey(repository, ModelVersion(entry.name, NO_VERSION))
+        if nothing not in view.refused:
+            yield Refuse(nothing, REPLAYED, _lost(entry, 0, view.mark), Basis(0, None, view.fields))
+        return
     for release in _releases(entry, view):
         version = view.ref.version if release is None else release.version
-        if version is None:
-            continue
+        if version is None or not entry.versions:
+            continue  # a model nobody published yet is waited for
         key = VersionKey(repository, ModelVersion(entry.name, version))
         record = entry.versions.get(version)
         basis = Basis(
@@ -208,15 +216,21 @@ def _fault(
     view: View,
 ) -> tuple[str, str] | None:
     if release is not None and release is entry.champion and release.sequence < view.mark:
-        return REPLAYED, (
-            f"the newest release of {entry.name!r} has sequence {release.sequence}, but {view.mark} was seen before: "
-            "the registry lost records, or an old one is replayed"
-        )
+        return REPLAYED, _lost(entry, release.sequence, view.mark)
     if isinstance(record, Withdrawn):
         return WITHDRAWN, f"{key} was withdrawn: {record.message or 'no reason given'}"
     if record is None:
         return UNKNOWN_VERSION, f"the registry holds no usable record of {key}"
     return None
+
+
+def _lost(entry: ModelEntry, sequence: int, mark: int) -> str:
+    newest = (
+        f"the newest release of {entry.name!r} has sequence {sequence}"
+        if sequence
+        else (f"there is no release of {entry.name!r} any more")
+    )
+    return f"{newest}, but {mark} was seen before: the registry lost records, or an old one is replayed"
 
 
 def _blocked(known: RefusedVersion | None, basis: Basis, now_s: float) -> bool:

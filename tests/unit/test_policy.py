@@ -191,6 +191,15 @@ class TestReplay:
         known = refused(RefusedVersion(key(2), REPLAYED, "", 0, Basis(2, 102, 0)))
         assert decide(registry, View(FRAUD, mark=5, refused=known)) == Nothing()
 
+    def test_f39_a_registry_that_lost_its_releases_is_told_once_and_the_live_version_stays(self) -> None:
+        view = View(FRAUD, live=key(2), mark=5)
+        action = decide(image([]), view)
+        assert isinstance(action, Refuse)
+        assert action.reason == REPLAYED
+        assert "no release of 'fraud' any more, but 5 was seen" in action.message
+        known = refused(RefusedVersion(action.key, action.reason, action.message, 0, action.basis))
+        assert decide(image([]), replace(view, refused=known)) == Nothing()
+
     def test_the_marked_release_itself_is_no_replay(self) -> None:
         assert loads(decide(image([1, 2]), View(FRAUD, mark=2))) == 2
 
