@@ -104,7 +104,7 @@ def read_properties(path: Path) -> Mapping[str, str]:
 
 
 def _dev_broker() -> str:
-    from modelcast.dev.service import running_bootstrap_servers
+    from modelcast.dev.state import running_bootstrap_servers
 
     servers = running_bootstrap_servers()
     if servers is None:
