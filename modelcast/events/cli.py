@@ -152,7 +152,8 @@ def _print(context: CommandContext, events: Iterable[Event]) -> None:
 def _human(event: Event) -> str:
     when = "-" if event.timestamp_ms is None else _moment(event.timestamp_ms)
     key = "-" if event.key is None else to_json(event.key)
-    line = f"{when}  {event.partition}:{event.offset}  {key}  {to_json(event.value)}"
+    headers = f"  {to_json(event.headers)}" if event.headers else ""
+    line = f"{when}  {event.partition}:{event.offset}  {key}  {to_json(event.value)}{headers}"
     return line.translate(_TERMINAL_COMMANDS)
 
 

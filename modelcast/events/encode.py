@@ -78,23 +78,22 @@ def timestamps_ms(frame: pl.DataFrame, field: str, *, first_row: int = 1) -> lis
     Raises:
         UsageError: No such column, or a value is no time after 1970; names the row.
     """
-    column = _column(frame, field, "--timestamp")
+    column = times = _column(frame, field, "--timestamp")
     _refuse(column, column.is_null(), first_row, lambda _: "there is no time")
     if isinstance(column.dtype, (pl.Datetime, pl.Date)):
-        column = column.cast(pl.Datetime("ms")).dt.timestamp("ms")
+        times = column.cast(pl.Datetime("ms")).dt.timestamp("ms")
     elif isinstance(column.dtype, pl.String):
         texts = column.to_list()
         known = {text: _epoch_ms(text) for text in set(texts)}
         times = pl.Series(field, [known[text] for text in texts], dtype=pl.Int64)
         _refuse(column, times.is_null(), first_row, lambda text: f"{text!r} is not an ISO 8601 time")
-        column = times
     elif not column.dtype.is_integer():
         raise UsageError(
             f"field {field!r} is of type {column.dtype}: it can't be a timestamp",
             hint="Give epoch milliseconds or ISO 8601 texts.",
         )
-    _refuse(column, column < 0, first_row, lambda value: f"{value} lies before 1970")
-    return column.to_list()
+    _refuse(column, times < 0, first_row, lambda value: f"{value} lies before 1970")
+    return times.to_list()
 
 
 def record_fields(schema: Schema) -> Sequence[Mapping[str, Any]]:

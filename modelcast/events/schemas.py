@@ -166,7 +166,8 @@ def _read(record: LogRecord) -> Schema | None:
 
 
 def _name(schema: Schema) -> str:
-    return str(schema.definition.get("name", schema.definition.get("type")))
+    named = isinstance(schema.definition, dict) and "name" in schema.definition
+    return str(schema.definition["name"]) if named else schema.text
 
 
 def _meanings(definition: Any) -> Iterator[tuple[Any, ...]]:

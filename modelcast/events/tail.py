@@ -3,8 +3,9 @@
 - Committed records only; in offset order within a partition, as they arrive between partitions.
 - A value is decoded by what it is: single-object Avro by the schema its fingerprint names, else JSON, else shown as
   `{"base64": …}`. Nothing a record holds can end the reading.
-- As JSON: bytes are `{"base64": …}`, decimals and UUIDs text, dates and times ISO 8601 text; a NaN or an infinity is null,
-  for it has no JSON. A key is UTF-8 text, else `{"base64": …}`.
+- As JSON: bytes are `{"base64": …}`, decimals and UUIDs text, dates and times ISO 8601 text; a NaN or an infinity is
+  null, for it has no JSON. Keys and headers are UTF-8 text, else `{"base64": …}`; of several
+  headers of one name the last is shown.
 - The end is the end the topic has at the start, read uncommitted: with a transaction open the committed end is earlier,
   and what is about to be committed would be missed. How long an open transaction is waited for is bounded.
 """
@@ -16,7 +17,7 @@ import json
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import date, datetime
 from datetime import time as time_of_day
 from itertools import islice
@@ -40,23 +41,25 @@ _MAX_SECOND_CHANCES = 16
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One record as it is shown; `key` and `value` are JSON data."""
+    """One record as it is shown; `key`, `value` and the values of `headers` are JSON data."""
 
     key: Any
     partition: int
     offset: int
     timestamp_ms: int | None
     value: Any
+    headers: Mapping[str, Any] = field(default_factory=dict)
 
     def describe(self) -> dict[str, Any]:
-        """As JSON data."""
-        return {
+        """As JSON data; `headers` only where there are any."""
+        described = {
             "key": self.key,
             "partition": self.partition,
             "offset": self.offset,
             "timestamp": self.timestamp_ms,
             "value": self.value,
         }
+        return {**described, "headers": dict(self.headers)} if self.headers else described
 
 
 def tail(
@@ -148,11 +151,12 @@ class ValueDecoder:
     def event(self, record: LogRecord) -> Event:
         """A record as it is shown."""
         return Event(
-            key=None if record.key is None else _text_or_base64(record.key),
+            key=_text_or_base64(record.key),
             partition=record.partition,
             offset=record.offset,
             timestamp_ms=record.timestamp_ms if record.timestamp_ms >= 0 else None,
             value=self.value(record.value),
+            headers={name: _text_or_base64(value) for name, value in record.headers},
         )
 
     def value(self, data: bytes | None) -> Any:
@@ -199,7 +203,9 @@ def _plain(value: Any) -> Any:
     return str(value)  # Decimal, UUID
 
 
-def _text_or_base64(data: bytes) -> Any:
+def _text_or_base64(data: bytes | None) -> Any:
+    if data is None:
+        return None
     try:
         return data.decode()
     except UnicodeDecodeError:
