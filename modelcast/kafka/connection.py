@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -13,6 +14,8 @@ from .settings import LOGGER, Settings
 
 # Long enough for a TLS and SASL handshake over a slow link, short enough for somebody waiting at a prompt.
 METADATA_TIMEOUT_S: Final = 6.0
+# The library waits on when credentials are refused; asking in pieces lets that be reported at once.
+_METADATA_ATTEMPT_S: Final = 1.0
 
 
 def make_admin(settings: Settings, faults: Faults) -> AdminClient:
@@ -59,12 +62,17 @@ def make_consumer(settings: Settings, faults: Faults) -> Consumer:
 
 def metadata(client: AdminClient | Producer | Consumer, faults: Faults) -> Mapping[str, Any]:
     """All topics by name, in one request that creates none; raises BrokerError when nobody answers."""
-    try:
-        topics: Mapping[str, Any] = client.list_topics(timeout=METADATA_TIMEOUT_S).topics
-    except KafkaException as error:
-        serve(client, faults)
-        raise faults.explain(error_of(error), "can't reach Kafka") from error
-    return topics
+    deadline = time.monotonic() + METADATA_TIMEOUT_S
+    while True:
+        try:
+            topics: Mapping[str, Any] = client.list_topics(timeout=_METADATA_ATTEMPT_S).topics
+        except KafkaException as error:
+            serve(client, faults)
+            explained = faults.explain(error_of(error), "can't reach Kafka")
+            if not explained.retriable or time.monotonic() + _METADATA_ATTEMPT_S > deadline:
+                raise explained from error
+        else:
+            return topics
 
 
 def serve(client: AdminClient | Producer | Consumer, faults: Faults) -> None:

@@ -10,12 +10,35 @@ A property that only exists for the other kind of client is dropped, so that one
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Mapping
 from typing import Final
 
 LOGGER: Final = logging.getLogger("modelcast.kafka")
 # Without a handler, Python itself would print librdkafka's errors on the terminal of whoever did not set up logging.
 LOGGER.addHandler(logging.NullHandler())
+# librdkafka says "connection refused" some ten times a second while a broker is away.
+REPEAT_AFTER_S: Final = 30.0
+
+
+class NoRepetition(logging.Filter):
+    """Lets the same line pass once in `REPEAT_AFTER_S`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._passed: dict[str, float] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """True for a line that was not there lately."""
+        now, line = time.monotonic(), record.getMessage()
+        self._passed = {known: at for known, at in self._passed.items() if now - at < REPEAT_AFTER_S}
+        if line in self._passed:
+            return False
+        self._passed[line] = now
+        return True
+
+
+LOGGER.addFilter(NoRepetition())
 
 Settings = dict[str, str | int | float | bool]  # as librdkafka takes them
 

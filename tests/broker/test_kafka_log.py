@@ -1,0 +1,139 @@
+"""`KafkaLog` keeps the contract of every log on a real broker, and says within seconds when there is none."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from uuid import uuid4
+
+import pytest
+
+from modelcast.dev.broker import LocalBroker
+from modelcast.errors import BrokerError, ConfigError
+from modelcast.kafka import KafkaLog
+from modelcast.log import BEGINNING, Log, TopicSpec
+from tests.log_contract import DEADLINE_S, LogContract, fresh
+
+# What somebody at a prompt waits for, with room for a busy machine.
+UNREACHABLE_LIMIT_S = 8.0
+
+
+class TestKafkaLog(LogContract):
+    @pytest.fixture
+    def log(self, broker: LocalBroker) -> Iterator[Log]:
+        with KafkaLog({"bootstrap.servers": broker.bootstrap_servers}) as log:
+            yield log
+
+
+@pytest.fixture
+def nobody() -> Iterator[str]:
+    """An address where nobody answers, and where nobody can start to during the test."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        yield f"127.0.0.1:{taken.getsockname()[1]}"
+
+
+ENTRY_POINTS: dict[str, Callable[[KafkaLog], object]] = {
+    "topics": lambda log: log.topics(),
+    "describe": lambda log: log.describe("t"),
+    "create": lambda log: log.create(TopicSpec("t", 1)),
+    "begin_offsets": lambda log: log.begin_offsets("t"),
+    "end_offsets": lambda log: log.end_offsets("t", committed=True),
+    "reader": lambda log: log.reader("t", {0: BEGINNING}),
+    "writer": lambda log: log.writer(),
+    "transactional_writer": lambda log: log.transactional_writer("id", timeout_ms=10_000),
+    "group_consumer": lambda log: log.group_consumer("g", session_timeout_ms=6_000),
+    "batch_producer": lambda log: log.batch_producer(),
+    "transactional_batch_producer": lambda log: log.transactional_batch_producer("id", timeout_ms=10_000),
+}
+
+
+def test_an_absent_broker_is_reported_within_seconds_at_every_entry_point(
+    nobody: str, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    def attempt(name: str) -> tuple[float, BrokerError]:
+        with KafkaLog({"bootstrap.servers": nobody}) as log:
+            started = time.monotonic()
+            with pytest.raises(BrokerError) as raised:
+                ENTRY_POINTS[name](log)
+            return time.monotonic() - started, raised.value
+
+    with ThreadPoolExecutor(len(ENTRY_POINTS)) as pool:
+        outcomes = dict(zip(ENTRY_POINTS, pool.map(attempt, ENTRY_POINTS), strict=True))
+    for name, (took_s, error) in outcomes.items():
+        assert took_s < UNREACHABLE_LIMIT_S, name
+        assert f"no broker answers at {nobody} (Connection refused)" in error.message, name
+        assert error.hint is not None, name
+        assert "bootstrap.servers" in error.hint, name
+    assert capfd.readouterr() == ("", "")  # librdkafka itself would have written on stderr
+    lines = [record.getMessage() for record in caplog.records]
+    assert lines, "what librdkafka says goes to the Python logger"
+    assert len(lines) == len(set(lines))
+
+
+def test_an_unknown_host_is_told_apart() -> None:
+    with KafkaLog({"bootstrap.servers": "no-such-host.invalid:9092"}) as log, pytest.raises(BrokerError) as raised:
+        log.topics()
+    assert "no-such-host.invalid:9092 (" in raised.value.message
+
+
+def test_wrong_properties_are_the_callers_mistake() -> None:
+    with pytest.raises(ConfigError, match="bootstrap.servers"):
+        KafkaLog({})
+    with pytest.raises(ConfigError, match="no.such.property"):
+        KafkaLog({"bootstrap.servers": "localhost:9092", "no.such.property": "1"})
+    with pytest.raises(ConfigError, match="security.protocol"):
+        KafkaLog({"bootstrap.servers": "localhost:9092", "security.protocol": "carrier-pigeon"})
+
+
+def test_the_callers_properties_win_but_not_over_promises(
+    broker: LocalBroker, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = {
+        "bootstrap.servers": broker.bootstrap_servers,
+        "message.max.bytes": "3000",  # lower than ours: must be in force
+        "acks": "1",  # would lose records: must not be
+        "enable.auto.commit": "true",  # of the other kind of client
+        "group.id": "somebody-elses",
+    }
+    with KafkaLog(settings) as log:
+        topic = fresh(log)
+        with closing(log.writer()) as writer:
+            writer.send(topic, key=None, value=bytes(2_000), partition=0)
+            writer.flush(DEADLINE_S)
+            with pytest.raises(BrokerError, match="too large"):
+                writer.send(topic, key=None, value=bytes(4_000), partition=0)
+        log.reader(topic, {0: BEGINNING}).close()
+    assert "acks=1 is not used" in caplog.text
+
+
+def test_sending_to_a_missing_topic_does_not_create_it_even_where_the_broker_would(broker: LocalBroker) -> None:
+    missing = f"missing-{uuid4().hex[:12]}"
+    with KafkaLog({"bootstrap.servers": broker.bootstrap_servers}) as log:
+        with pytest.raises(Exception, match=missing):
+            log.writer().send(missing, key=None, value=b"x")
+        assert missing not in log.topics()
+
+
+def test_the_first_acknowledgement_does_not_wait_for_a_timer(broker: LocalBroker) -> None:
+    with KafkaLog({"bootstrap.servers": broker.bootstrap_servers}) as log:
+        topic = fresh(log)
+        started = time.monotonic()
+        with closing(log.writer()) as writer:
+            writer.send(topic, key=None, value=b"x", partition=0)
+            writer.flush(DEADLINE_S)
+        assert time.monotonic() - started < 0.4  # a producer that does not connect first takes 0.5 s at least
+
+
+def test_a_send_waits_while_the_queue_is_full(broker: LocalBroker) -> None:
+    settings = {"bootstrap.servers": broker.bootstrap_servers, "queue.buffering.max.messages": "10"}
+    with KafkaLog(settings) as log:
+        topic = fresh(log)
+        with closing(log.writer()) as writer:
+            for number in range(500):
+                writer.send(topic, key=None, value=b"%d" % number, partition=0)
+            writer.flush(DEADLINE_S)
+        assert log.end_offsets(topic, committed=False) == {0: 500}
