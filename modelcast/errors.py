@@ -24,6 +24,7 @@
     │   ├── BindingError              inputs can't be bound to the fields of the events
     │   ├── GoldenError               golden examples were not reproduced, or are not finite
     │   └── LoadError                 the runtime could not build a session
+    ├── CacheError                    the cache of model files can't be read or written (1)
     ├── GateError                     a published requirement was not met (6)
     ├── FencedError                   another holder of the transactional id took over (7)
     └── WireError                     a topic holds bytes that are not what they should be (1)
@@ -200,6 +201,12 @@ class LoadError(ModelRefusedError):
     """The runtime could not build a session, or did not within its deadline."""
 
     reason = "load"
+
+
+class CacheError(ModelcastError):
+    """The folder that holds fetched models is full, read-only or not this user's; says nothing of the model."""
+
+    retriable = True  # space is freed, permissions are mended
 
 
 class GateError(ModelcastError):
