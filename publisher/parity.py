@@ -4,6 +4,7 @@
   it is wrong (skl2onnx calls an SGDClassifier's decision values `probabilities`).
 - Floats may differ as float32 differs from float64: relative to the value, or to the largest value of that output,
   since sums of large terms that cancel keep the error of the terms.
+- The one decision value of two classes may come as two columns, its negative and itself.
 - A label may differ on rows whose two best classes are as good as tied, and nowhere else.
 """
 
@@ -75,6 +76,8 @@ def check(expected: Expected, outputs: Mapping[str, Array]) -> None:
 
 def _alike(name: str, want: Array, got: Array) -> Array:
     """`want` in the shape and kind of `got`."""
+    if want.ndim == 1 and got.shape == (len(want), 2) and want.dtype.kind == "f":
+        want = np.stack([-want, want], axis=1)
     if want.size != got.size or len(want) != len(got):
         raise ParityError(
             f"the graph's output {name!r} has shape {list(got.shape)}, the original gives {list(want.shape)}",

@@ -1,0 +1,462 @@
+"""Fitted scikit-learn estimators and whole Pipelines to ONNX, through skl2onnx.
+
+- An estimator trained on named columns through a ColumnTransformer takes one input `[N, 1]` per column it uses, of the
+  type the examples have: floats float32, integers int64, texts string, booleans bool. Columns it drops are no inputs.
+- Any other estimator takes one matrix `X`, `[N, F]`, of float32 (or string, if all its columns are texts). If some of
+  its columns are booleans it takes one input per column too, because no number is a boolean in an event.
+- Outputs are called `label` and `probabilities` (`scores` where the estimator has decision values only, never
+  `probabilities` for those), `variable` for what a regressor or transformer gives. Where a column has such a name the
+  output is `predicted_<name>`.
+- Thresholds of histogram gradient boosting are rounded down to float32, not to the nearest: then `x <= threshold`
+  is decided for every float32 `x` as scikit-learn decides it.
+- The same estimator gives the same bytes: names and operator sets are fixed here, not by the converter's version.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import ModuleType
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import TensorProto, helper
+
+from modelcast.errors import BindingError, ConversionError, MissingExtraError, ParityError, SourceError, UsageError
+
+from .examples import Rows
+from .parity import TOLERANCE, Expected
+from .sources import SKLEARN_HINT, Candidate
+
+Array = npt.NDArray[Any]
+
+# The newest sets that skl2onnx 1.20 writes and every supported ONNX Runtime reads.
+OPSETS: Final = {"": 21, "ai.onnx.ml": 3}
+MATRIX_INPUT: Final = "X"
+
+_WAY_OUT = "Replace that step by one skl2onnx converts, or export the model yourself and publish the .onnx file."
+_TENSOR_TYPES = {"f": TensorProto.FLOAT, "i": TensorProto.INT64, "b": TensorProto.BOOL, "O": TensorProto.STRING}
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What the graph takes.
+
+    Attributes:
+        kinds: Numpy kind of each column (`f`, `i`, `b`, `O`), by name in order; empty for a matrix.
+        width: Columns of the matrix; 0 if the converter gets columns.
+        matrix: Its input's name.
+        texts: Whether the matrix is of strings.
+        names: Column names the estimator knows, in order; None if it was trained on arrays.
+    """
+
+    kinds: Mapping[str, str] = field(default_factory=dict)
+    width: int = 0
+    matrix: str = MATRIX_INPUT
+    texts: bool = False
+    names: tuple[str, ...] | None = None
+
+
+def convert(estimator: Any, rows: Rows, fields: Sequence[str] | None) -> Candidate:
+    """Converts a fitted estimator.
+
+    Args:
+        estimator: Anything skl2onnx has a converter for.
+        rows: The examples; their types become the inputs' types.
+        fields: Names the caller gave for the columns of a matrix input, if any.
+
+    Raises:
+        MissingExtraError: scikit-learn or skl2onnx is not installed.
+        SourceError: The estimator is not fitted.
+        BindingError: The examples lack a column that it takes.
+        UsageError: `fields` name the columns it was trained with in another order.
+        ConversionError: skl2onnx can't express it.
+    """
+    sklearn, skl2onnx = _packages()
+    _check_fitted(estimator)
+    plan = _plan(estimator, rows, fields)
+    model = _to_onnx(skl2onnx, estimator, plan)
+    roles = _name_outputs(model.graph, estimator)
+    if plan.width and plan.kinds:
+        _join_columns(model.graph, plan)
+    elif plan.kinds:
+        _cast_booleans(model.graph, plan)
+        _drop_unused_inputs(model.graph, rows)
+    return Candidate(
+        model,
+        original=_Original(estimator, plan, roles, rows),
+        fields=plan.names if plan.width and not plan.kinds else None,
+        frameworks={
+            "scikit-learn": str(sklearn.__version__),
+            "skl2onnx": str(skl2onnx.__version__),
+            "onnx": str(onnx.__version__),
+        },
+    )
+
+
+def _packages() -> tuple[ModuleType, ModuleType]:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            import skl2onnx
+            import sklearn
+    except ImportError as error:
+        raise MissingExtraError(
+            f"converting a scikit-learn estimator takes {error.name}, which is not installed", hint=SKLEARN_HINT
+        ) from error
+    return sklearn, skl2onnx
+
+
+def _check_fitted(estimator: Any) -> None:
+    from sklearn.exceptions import NotFittedError
+    from sklearn.utils.validation import check_is_fitted
+
+    name = type(estimator).__name__
+    try:
+        check_is_fitted(estimator)
+    except NotFittedError as error:
+        raise SourceError(f"the {name} is not fitted", hint="Call its fit(...) before publishing it.") from error
+    except (TypeError, AttributeError) as error:
+        raise SourceError(f"the {name} is not a scikit-learn estimator: {error}", hint=_WAY_OUT) from error
+
+
+def _parts(value: Any) -> Iterator[Any]:
+    """An estimator and every estimator within it."""
+    from sklearn.base import BaseEstimator
+
+    if isinstance(value, BaseEstimator):
+        yield value
+        children: Sequence[Any] = list(vars(value).values())
+    elif isinstance(value, dict):
+        children = list(value.values())
+    elif isinstance(value, (list, tuple)):
+        children = value
+    else:
+        return
+    for child in children:
+        yield from _parts(child)
+
+
+def _plan(estimator: Any, rows: Rows, fields: Sequence[str] | None) -> _Plan:
+    from sklearn.compose import ColumnTransformer
+
+    names = _names(estimator)
+    if names is not None:
+        heads = [part for part in _parts(estimator) if isinstance(part, ColumnTransformer)]
+        heads = [part for part in heads if set(_names(part) or ("",)) <= set(names)]
+        if heads:
+            return _Plan(kinds=_column_kinds(heads, names, rows), names=names)
+        if fields is not None and sorted(fields) == sorted(names) and tuple(fields) != names:
+            raise UsageError(
+                "--fields names the model's columns in another order than it was trained with",
+                hint=f"Leave --fields out, or write --fields {','.join(names)}.",
+            )
+    given = [name for name in rows.names if rows.matrix(name) is not None]
+    matrix = given[0] if len(given) == 1 else MATRIX_INPUT
+    columns = tuple(fields) if fields is not None else names
+    width = getattr(estimator, "n_features_in_", None) or len(columns or ())
+    if not width:
+        width = rows.matrix(matrix).shape[1] if given else len(rows.names)  # type: ignore[union-attr]
+    if columns is None or matrix in rows or not all(name in rows for name in columns):
+        array = rows.matrix(matrix)
+        return _Plan(width=width, matrix=matrix, texts=array is not None and array.dtype.kind == "O", names=names)
+    kinds = {name: rows.column(name).dtype.kind for name in columns}
+    if set(kinds.values()) <= {"f", "i"}:
+        return _Plan(width=width, matrix=matrix, names=names)
+    if set(kinds.values()) == {"O"}:
+        return _Plan(width=width, matrix=matrix, texts=True, names=names)
+    if "O" in kinds.values():  # a mixture that a converter may take column by column
+        return _Plan(kinds=kinds, names=names)
+    return _Plan(kinds=kinds, width=width, matrix=matrix, names=names)
+
+
+def _names(estimator: Any) -> tuple[str, ...] | None:
+    names = getattr(estimator, "feature_names_in_", None)
+    return None if names is None else tuple(str(name) for name in names)
+
+
+def _column_kinds(heads: Sequence[Any], names: tuple[str, ...], rows: Rows) -> dict[str, str]:
+    """The columns the converter is told of: those used, or all if some are used by their position."""
+    used: set[str] = set()
+    by_position = False
+    for head in heads:
+        for _, step, columns in head.transformers_:
+            entries = [columns] if isinstance(columns, str) else list(columns) if _is_listed(columns) else None
+            if entries is not None and all(isinstance(entry, str) for entry in entries):
+                used |= set(entries) if not (isinstance(step, str) and step == "drop") else set()
+            elif not (isinstance(step, str) and step == "drop"):
+                by_position = True
+    if by_position:
+        return {name: rows.column(name).dtype.kind if _is_usable(rows, name) else "O" for name in names}
+    missing = [name for name in names if name in used and name not in rows]
+    if missing:
+        raise BindingError(
+            f"no field of the examples matches column{'s' if len(missing) > 1 else ''} "
+            f"{', '.join(map(repr, missing))} of the model; they have {', '.join(map(repr, rows.names)) or 'none'}",
+            hint="Give examples with every column the model was trained with.",
+        )
+    return {name: rows.column(name).dtype.kind for name in names if name in used}
+
+
+def _is_listed(columns: Any) -> bool:
+    return isinstance(columns, (list, tuple, np.ndarray)) or type(columns).__name__ == "Index"
+
+
+def _is_usable(rows: Rows, name: str) -> bool:
+    try:
+        rows.column(name)
+    except BindingError:
+        return False
+    return True
+
+
+def _to_onnx(skl2onnx: ModuleType, estimator: Any, plan: _Plan) -> onnx.ModelProto:
+    from skl2onnx.common import data_types as types
+
+    if plan.width:
+        kind = types.StringTensorType if plan.texts else types.FloatTensorType
+        inputs = [(plan.matrix, kind([None, plan.width]))]
+    else:
+        # Converters do not take booleans everywhere; as integers 0 and 1 they are equal to them.
+        tensors = {"f": types.FloatTensorType, "i": types.Int64TensorType, "b": types.Int64TensorType}
+        inputs = [(name, tensors.get(kind, types.StringTensorType)([None, 1])) for name, kind in plan.kinds.items()]
+    source = _with_float32_thresholds(estimator)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for options in ({id(source): {"zipmap": False}}, None):
+            try:
+                model = skl2onnx.convert_sklearn(
+                    source, name="model", initial_types=inputs, target_opset=OPSETS, options=options
+                )
+            except NameError as error:  # what skl2onnx raises for an option that an estimator has not
+                if options is None:
+                    raise _conversion_error(estimator, error) from error
+            except Exception as error:  # converters raise what they like
+                raise _conversion_error(estimator, error) from error
+            else:
+                model.ClearField("producer_version")  # of the converter: the manifest names it
+                return model  # type: ignore[no-any-return]
+    raise AssertionError("unreachable: the second try returns or raises")
+
+
+def _conversion_error(estimator: Any, error: Exception) -> ConversionError:
+    text = str(error).strip() or type(error).__name__
+    return ConversionError(
+        f"skl2onnx can't convert the {type(estimator).__name__} ({_steps(estimator)}): {text.splitlines()[0]}",
+        hint=_WAY_OUT,
+    )
+
+
+def _steps(estimator: Any) -> str:
+    return ", ".join(dict.fromkeys(type(part).__name__ for part in _parts(estimator)))[:300]
+
+
+def _with_float32_thresholds(estimator: Any) -> Any:
+    """A copy in which no threshold of a histogram tree changes when the converter makes it float32."""
+    if not any(hasattr(part, "_predictors") for part in _parts(estimator)):
+        return estimator
+    rounded = copy.deepcopy(estimator)
+    for part in _parts(rounded):
+        for predictor in (tree for trees in getattr(part, "_predictors", ()) for tree in trees):
+            predictor.nodes["num_threshold"] = _round_down(predictor.nodes["num_threshold"])
+    return rounded
+
+
+def _round_down(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:
+    """The largest float32 not above each value."""
+    with np.errstate(over="ignore"):
+        nearest = values.astype(np.float32)
+    return np.where(nearest > values, np.nextafter(nearest, np.float32(-np.inf)), nearest)
+
+
+def _name_outputs(graph: onnx.GraphProto, estimator: Any) -> dict[str, str]:
+    """Renames outputs as documented; returns the role of each by name."""
+    from sklearn.base import is_classifier
+
+    roles: dict[str, str] = {}
+    for index, output in enumerate(graph.output):
+        role = output.name
+        if is_classifier(estimator) and index < 2:
+            role = ("label", "probabilities" if hasattr(estimator, "predict_proba") else "scores")[index]
+        elif index == 0 and len(graph.output) == 1:
+            role = "variable"
+        taken = {name for name in _value_names(graph) if name != output.name}
+        name = role if role not in taken else f"predicted_{role}"
+        _rename(graph, output.name, name)
+        roles[name] = role
+        if role == "scores":  # converters declare one value per class where two classes have one
+            for size in output.type.tensor_type.shape.dim[1:]:
+                size.Clear()
+    return roles
+
+
+def _value_names(graph: onnx.GraphProto) -> set[str]:
+    names = {value.name for value in (*graph.input, *graph.output, *graph.initializer)}
+    return names.union(*((*node.input, *node.output) for node in graph.node))
+
+
+def _rename(graph: onnx.GraphProto, old: str, new: str) -> None:
+    for value in (*graph.input, *graph.output, *graph.value_info):
+        if value.name == old:
+            value.name = new
+    for node in graph.node:
+        for names in (node.input, node.output):
+            for index, name in enumerate(names):
+                if name == old:
+                    names[index] = new
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.GRAPH:
+                _rename(attribute.g, old, new)
+
+
+def _unused(graph: onnx.GraphProto, stem: str) -> str:
+    taken = _value_names(graph)
+    return next(name for name in (stem, *(f"{stem}_{n}" for n in range(len(taken) + 1))) if name not in taken)
+
+
+def _put_first(graph: onnx.GraphProto, nodes: Sequence[onnx.NodeProto]) -> None:
+    rest = list(graph.node)
+    del graph.node[:]
+    graph.node.extend([*nodes, *rest])
+
+
+def _cast_booleans(graph: onnx.GraphProto, plan: _Plan) -> None:
+    casts = []
+    for value in graph.input:
+        if plan.kinds.get(value.name) != "b":
+            continue
+        name, inner = value.name, _unused(graph, f"{value.name}_as_integer")
+        _rename(graph, name, inner)
+        value.CopyFrom(helper.make_tensor_value_info(name, TensorProto.BOOL, [None, 1]))
+        casts.append(helper.make_node("Cast", [name], [inner], name=inner, to=TensorProto.INT64))
+    _put_first(graph, casts)
+
+
+def _join_columns(graph: onnx.GraphProto, plan: _Plan) -> None:
+    """Replaces the matrix input by one input per column, cast to float32 and joined."""
+    matrix = _unused(graph, "joined")
+    _rename(graph, graph.input[0].name, matrix)
+    del graph.input[:]
+    nodes, parts = [], []
+    for name, kind in plan.kinds.items():
+        if name in _value_names(graph):
+            raise ConversionError(
+                f"column {name!r} has the name of a value within the graph", hint="Rename the column."
+            )
+        graph.input.append(helper.make_tensor_value_info(name, _TENSOR_TYPES[kind], [None, 1]))
+        parts.append(_unused(graph, f"{name}_as_float"))
+        nodes.append(helper.make_node("Cast", [name], [parts[-1]], name=parts[-1], to=TensorProto.FLOAT))
+        graph.node.append(nodes[-1])
+    del graph.node[len(graph.node) - len(nodes) :]
+    _put_first(graph, [*nodes, helper.make_node("Concat", parts, [matrix], name=matrix, axis=1)])
+
+
+def _drop_unused_inputs(graph: onnx.GraphProto, rows: Rows) -> None:
+    consumed = set().union(*(node.input for node in graph.node)) | {output.name for output in graph.output}
+    kept = [value for value in graph.input if value.name in consumed]
+    for value in kept:
+        if value.name not in rows:
+            raise BindingError(f"no field of the examples matches column {value.name!r} of the model")
+        rows.column(value.name)
+    del graph.input[:]
+    graph.input.extend(kept)
+
+
+class _Original:
+    """The estimator, asked for what each output of the graph should be."""
+
+    def __init__(self, estimator: Any, plan: _Plan, roles: Mapping[str, str], rows: Rows) -> None:
+        self._estimator = estimator
+        self._plan = plan
+        self._roles = roles
+        self._rows = rows
+
+    def __call__(self, feeds: Mapping[str, Array]) -> Expected:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                return self._ask(self._table(feeds))
+            except Exception as error:  # an estimator raises what it likes
+                raise ParityError(
+                    f"the original {type(self._estimator).__name__} fails on the examples: {error}",
+                    hint="Give examples such as it was trained with.",
+                ) from error
+
+    def _ask(self, table: Any) -> Expected:
+        asked = self._estimator
+        results: dict[str, Array] = {}
+        for name in ("predict", "predict_proba", "decision_function", "transform"):
+            method: Callable[[Any], Any] | None = getattr(asked, name, None)
+            if method is not None and not (name == "decision_function" and "predict_proba" in results):
+                results[name] = _dense(method(table))
+        outputs: dict[str, Array] = {}
+        ties: dict[str, npt.NDArray[np.bool_]] = {}
+        for name, role in self._roles.items():
+            sources = {
+                "label": ("predict",),
+                "probabilities": ("predict_proba",),
+                "scores": ("decision_function", "transform"),
+                "variable": ("predict", "transform"),
+            }.get(role, ())
+            found = next((results[source] for source in sources if source in results), None)
+            if found is not None:
+                outputs[name] = found
+            if role == "label":
+                values = results.get("predict_proba", results.get("decision_function"))
+                if values is not None:
+                    ties[name] = _ties(values)
+        return Expected(outputs, ties)
+
+    def _table(self, feeds: Mapping[str, Array]) -> Any:
+        """What the estimator takes, with the values the graph was fed (as float64, where they are floats)."""
+        plan = self._plan
+        if plan.matrix in feeds and plan.width and not plan.kinds:
+            array = feeds[plan.matrix]
+            array = array if plan.texts else array.astype(np.float64)
+            if plan.names is None:
+                return array
+            columns = {name: array[:, index] for index, name in enumerate(plan.names)}
+        else:
+            columns = {name: array.reshape(len(array)) for name, array in feeds.items()}
+            columns = {name: a.astype(np.float64) if a.dtype.kind == "f" else a for name, a in columns.items()}
+            if plan.names is None:
+                wanted: npt.DTypeLike = object if "O" in plan.kinds.values() else np.float64
+                return np.stack([array.astype(wanted) for array in columns.values()], axis=1)
+            if plan.width:
+                columns = dict(zip(plan.names, columns.values(), strict=True))
+            unfed = {name: self._unfed(name, feeds) for name in plan.names if name not in columns}
+            known = columns | {name: array for name, array in unfed.items() if array is not None}
+            columns = {name: known[name] for name in plan.names if name in known}
+        return _frame(columns)
+
+    def _unfed(self, name: str, feeds: Mapping[str, Array]) -> Array | None:
+        """A column the graph does without and the estimator may look for."""
+        count = len(next(iter(feeds.values())))
+        return self._rows.head(count).column(name) if _is_usable(self._rows, name) else None
+
+
+def _frame(columns: Mapping[str, Array]) -> Any:
+    try:
+        import pandas
+    except ImportError:
+        import polars
+
+        return polars.DataFrame({name: polars.Series(name, array.tolist()) for name, array in columns.items()})
+    return pandas.DataFrame(columns)
+
+
+def _dense(values: Any) -> Array:
+    return np.asarray(values.toarray() if hasattr(values, "toarray") else values)
+
+
+def _ties(values: Array) -> npt.NDArray[np.bool_]:
+    """Rows whose two best classes differ by no more than float32 can tell, for probabilities or decision values."""
+    scale = TOLERANCE.absolute * max(1.0, float(np.abs(values).max(initial=0.0)))
+    if values.ndim == 1 or values.shape[1] == 1:
+        return np.asarray(np.abs(values.reshape(len(values))) <= scale)
+    best = np.sort(values, axis=1)
+    return np.asarray(best[:, -1] - best[:, -2] <= 2 * scale)
