@@ -1,0 +1,158 @@
+"""What modelcast is measured against, each in a process of its own: `python -m benchmarks.sides SIDE …`.
+
+- `pass-through`, `pass-through-transactions`: the same clients and settings as modelcast's, without decoding or model:
+  events are consumed in batches and written out again. The ceiling of what this client library allows.
+- `naive`: the usual loop: poll one event, decode it with fastavro, run the model on one row, produce.
+
+Each ends when it has taken every event that was there at its start.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from modelcast.avro import FRAME_BYTES
+from modelcast.group import BatchProducer, GroupConsumer, Message, TransactionalBatchProducer
+from modelcast.kafka import KafkaLog
+
+from .workload import FEATURES
+
+BATCH_EVENTS = 20_000
+_SESSION_TIMEOUT_MS = 6_000
+_TRANSACTION_TIMEOUT_MS = 10_000
+_FLUSH_S = 60.0
+_POLL_S = 0.1
+
+
+def pass_through(log: KafkaLog, source: str, target: str, *, transactions: bool) -> None:
+    """Consumes batches and writes them out again, with offsets in a transaction or committed at the end."""
+    group = f"benchmark-{target}"
+    left = sum(log.end_offsets(source, committed=False).values())
+    consumer: GroupConsumer = log.group_consumer(group, session_timeout_ms=_SESSION_TIMEOUT_MS)
+    consumer.subscribe(source, on_assign=_ignore, on_revoke=_ignore, on_lost=_ignore)
+    producer: BatchProducer | TransactionalBatchProducer
+    if transactions:
+        producer = transactional = log.transactional_batch_producer(group, timeout_ms=_TRANSACTION_TIMEOUT_MS)
+    else:
+        producer, transactional = log.batch_producer(), None
+    offsets: dict[int, int] = {}
+    while left > 0:
+        messages = consumer.consume(1, _POLL_S)
+        if not messages:
+            continue
+        messages = [*messages, *consumer.consume(BATCH_EVENTS - 1, 0)]
+        left -= len(messages)
+        metadata = consumer.group_metadata()
+        if transactional is not None:
+            transactional.begin()
+        for partition, batch in _by_partition(messages).items():
+            offsets[partition] = batch[-1].offset() + 1
+            producer.produce_batch(target, partition, [{"key": m.key(), "value": m.value()} for m in batch])
+        if transactional is not None:
+            transactional.send_offsets(source, offsets, metadata)
+            transactional.commit()
+    producer.flush(_FLUSH_S)
+    if not transactions:
+        consumer.commit(offsets)
+    consumer.close()
+    producer.close()
+
+
+def naive(bootstrap_servers: str, source: str, target: str, schema_file: Path, graph: Path, count: int) -> None:
+    """The loop most applications have, with the plain client libraries."""
+    import fastavro
+    import onnxruntime
+    from confluent_kafka import Consumer, Producer
+
+    schema = fastavro.schema.load_schema(str(schema_file))
+    scored = fastavro.parse_schema(
+        {
+            "type": "record",
+            "name": "Scored",
+            "fields": [{"name": "id", "type": "string"}, {"name": "score", "type": "float"}],
+        }
+    )
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
+    input_name, output_name = session.get_inputs()[0].name, session.get_outputs()[-1].name
+    consumer = Consumer(
+        {
+            "bootstrap.servers": bootstrap_servers,
+            "group.id": f"benchmark-{target}",
+            "auto.offset.reset": "earliest",
+            "fetch.queue.backoff.ms": 5,
+        }
+    )
+    producer = Producer(
+        {
+            "bootstrap.servers": bootstrap_servers,
+            "linger.ms": 20,
+            "queue.buffering.max.messages": 1_000_000,
+        }
+    )
+    consumer.subscribe([source])
+    left = count
+    while left > 0:
+        message = consumer.poll(_POLL_S)
+        if message is None or message.error():
+            continue
+        left -= 1
+        value = message.value()
+        assert value is not None
+        event: Mapping[str, Any] = fastavro.schemaless_reader(io.BytesIO(value[FRAME_BYTES:]), schema, None)  # type: ignore[assignment]
+        row = np.array([[event[name] for name in FEATURES]], np.float32)
+        score = session.run([output_name], {input_name: row})[0]
+        buffer = io.BytesIO()
+        fastavro.schemaless_writer(buffer, scored, {"id": event["id"], "score": float(score[0][-1])})
+        producer.produce(target, buffer.getvalue(), message.key())
+        producer.poll(0)
+    producer.flush(_FLUSH_S)
+    consumer.close()
+
+
+def _by_partition(messages: Sequence[Message]) -> dict[int, list[Message]]:
+    batches: dict[int, list[Message]] = {}
+    for message in messages:
+        batches.setdefault(message.partition(), []).append(message)
+    return batches
+
+
+def _ignore(_: Sequence[int]) -> None:
+    pass
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("side", choices=["pass-through", "pass-through-transactions", "naive"])
+    parser.add_argument("--bootstrap-servers", required=True)
+    parser.add_argument("--source", required=True)
+    parser.add_argument("--target", required=True)
+    parser.add_argument("--count", type=int, required=True)
+    parser.add_argument("--schema", type=Path)
+    parser.add_argument("--graph", type=Path)
+    arguments = parser.parse_args()
+    if arguments.side == "naive":
+        naive(
+            arguments.bootstrap_servers,
+            arguments.source,
+            arguments.target,
+            arguments.schema,
+            arguments.graph,
+            arguments.count,
+        )
+        return
+    with KafkaLog({"bootstrap.servers": arguments.bootstrap_servers}) as log:
+        pass_through(
+            log, arguments.source, arguments.target, transactions=arguments.side == "pass-through-transactions"
+        )
+
+
+if __name__ == "__main__":
+    main()
