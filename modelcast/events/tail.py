@@ -24,7 +24,7 @@ from itertools import islice
 from typing import Any
 
 from modelcast.avro import FRAME_BYTES, Schema, fingerprint_of
-from modelcast.errors import BrokerError, WireError
+from modelcast.errors import BrokerError, TopicNotFoundError, WireError
 from modelcast.events.schemas import REREAD_INTERVAL_S, SchemaTopic
 from modelcast.log import BEGINNING, Log, LogReader, LogRecord
 from modelcast.topics import Topics
@@ -89,7 +89,10 @@ def tail(
         TopicNotFoundError: There is no such topic.
         BrokerError: The topic could not be read, or to its end.
     """
-    ends = log.end_offsets(topic, committed=False)
+    try:
+        ends = log.end_offsets(topic, committed=False)
+    except TopicNotFoundError as error:
+        raise TopicNotFoundError(error.message, hint="Check the name, and the brokers given with -b.") from error
     start = dict.fromkeys(ends, BEGINNING) if from_beginning else ends
     unread = {number: end for number, end in ends.items() if end > log.begin_offsets(topic)[number]}
     with (
@@ -121,7 +124,7 @@ def _until(
         if now != positions:
             positions, moved_at = now, time.monotonic()
         silent_s = time.monotonic() - moved_at
-        where = ", ".join(f"{number} (at {now[number]} of {ends[number]})" for number in behind)
+        where = ", ".join(f"{number} (at {max(0, now[number])} of {ends[number]})" for number in behind)
         if silent_s >= wait_s:
             raise BrokerError(
                 f"the end of partition {where} was not reached in {wait_s:g} s: a transaction may be open there",
