@@ -1,0 +1,119 @@
+"""What an application hands to `predict`, as one array per event field. Pure.
+
+- A table by field: a mapping of arrays, lists or scalars, or a Polars or pandas frame. Scalars count for every row.
+- Or a list of records, each a mapping of field to value.
+- The rules are those of events: a value is there (null and None are not), a string is text, a bool is no number.
+  Fields the model does not take are ignored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+
+from modelcast.errors import BindingError
+from modelcast.records import DType
+from modelcast.runtime import Array
+
+from .binding import FieldSpec
+
+
+@runtime_checkable
+class Frame(Protocol):
+    """A Polars or pandas frame, by what both have."""
+
+    @property
+    def columns(self) -> Iterable[str]: ...
+
+    def __getitem__(self, name: str, /) -> Any: ...
+
+    def to_numpy(self) -> Array: ...
+
+
+Rows = Mapping[str, Any] | Sequence[Mapping[str, Any]] | Frame
+
+_SCALARS = (str, bytes, int, float, bool, np.generic, type(None))
+_TEXT: Callable[[type], bool] = lambda kind: issubclass(kind, str)  # noqa: E731
+_BOOL: Callable[[type], bool] = lambda kind: issubclass(kind, bool | np.bool_)  # noqa: E731
+
+
+def columns_of(rows: Rows, specs: Sequence[FieldSpec]) -> dict[str, Array]:
+    """The fields a model takes, as arrays of one length; numbers as they came, strings as objects.
+
+    Args:
+        rows: As in the module's rules.
+        specs: What the model takes.
+
+    Raises:
+        BindingError: A field is missing, null, of the wrong kind, or of another length than the others.
+    """
+    table = _table(rows, specs)
+    arrays: dict[str, Array] = {}
+    scalars: dict[str, Array] = {}
+    for spec in specs:
+        if spec.name not in table:
+            continue  # the binding names it, and what may have been meant
+        value = table[spec.name]
+        is_scalar = isinstance(value, _SCALARS) or (isinstance(value, np.ndarray) and value.ndim == 0)
+        column = _column(spec, [value.item() if isinstance(value, np.ndarray) else value] if is_scalar else value)
+        (scalars if is_scalar else arrays)[spec.name] = column
+    count = len(next(iter(arrays.values()))) if arrays else 1
+    return arrays | {name: np.repeat(column, count) for name, column in scalars.items()}
+
+
+def _table(rows: Rows, specs: Sequence[FieldSpec]) -> Mapping[str, Any]:
+    if isinstance(rows, Mapping):
+        return rows
+    if isinstance(rows, Frame):
+        return {spec.name: rows[spec.name] for spec in specs if spec.name in rows.columns}
+    if isinstance(rows, str | bytes) or not isinstance(rows, Sequence):
+        raise BindingError(
+            f"a {type(rows).__name__} can't be predicted on",
+            hint="Give a mapping of field to values, a list of records, or a Polars or pandas frame.",
+        )
+    table: dict[str, list[Any]] = {}
+    for index, record in enumerate(rows):
+        if not isinstance(record, Mapping):
+            raise BindingError(f"row {index} is a {type(record).__name__}, not a mapping of field to value")
+    for spec in specs:
+        missing = next((index for index, record in enumerate(rows) if spec.name not in record), None)
+        if missing is None:
+            table[spec.name] = [record[spec.name] for record in rows]
+        elif any(spec.name in record for record in rows):
+            raise BindingError(f"field {spec.name!r} is missing in row {missing}")
+    return table
+
+
+def _column(spec: FieldSpec, values: Any) -> Array:
+    if not isinstance(values, np.ndarray | list | tuple):
+        _check_nulls(spec, values)
+        values = np.asarray(values)
+    is_typed = isinstance(values, np.ndarray) and values.dtype.kind != "O"
+    column: Array = values if is_typed else _of_objects(spec, list(values))
+    if column.dtype.kind == "b" and spec.dtype is not DType.BOOL:
+        raise BindingError(f"field {spec.name!r} is bool, the model needs {spec.dtype}")
+    return column.astype(object) if column.dtype.kind == "U" else column
+
+
+def _check_nulls(spec: FieldSpec, series: Any) -> None:
+    """A Polars series turns nulls into NaN on its way to numpy, which would be another value, not a missing one."""
+    null_count = getattr(series, "null_count", None)
+    if callable(null_count) and null_count():
+        raise BindingError(f"field {spec.name!r} is null in {null_count()} rows")
+
+
+def _of_objects(spec: FieldSpec, values: Sequence[Any]) -> Array:
+    """Values of any Python types, held to the field's kind before numpy could turn one into the other."""
+    fits = {DType.STRING: _TEXT, DType.BOOL: _BOOL}.get(spec.dtype, lambda kind: not (_TEXT(kind) or _BOOL(kind)))
+    wrong = {kind for kind in set(map(type, values)) if kind is type(None) or not fits(kind)}
+    if wrong:
+        index, value = next((index, value) for index, value in enumerate(values) if type(value) in wrong)
+        what = "null" if value is None else f"{value!r:.60}"
+        raise BindingError(f"field {spec.name!r} is {what} in row {index}, the model needs {spec.dtype}")
+    if spec.dtype is DType.STRING:
+        column = np.empty(len(values), dtype=object)
+        column[:] = values
+        return column
+    return np.asarray(values) if values else np.empty(0, dtype=spec.dtype.value)

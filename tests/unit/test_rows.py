@@ -1,0 +1,120 @@
+"""What `consumer/rows.py` promises: rows of every usual shape give the same columns, or a clear error."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+
+from modelcast.consumer.binding import Binding, FieldSpec
+from modelcast.consumer.rows import columns_of
+from modelcast.errors import BindingError
+from modelcast.records import DType, InputBinding, Signature
+
+AMOUNT = FieldSpec("amount", DType.FLOAT32)
+COUNT = FieldSpec("count", DType.INT64)
+COUNTRY = FieldSpec("country", DType.STRING)
+NIGHT = FieldSpec("night", DType.BOOL)
+SPECS = (AMOUNT, COUNT, COUNTRY, NIGHT)
+
+TABLE = {"amount": [1.5, 2.0], "count": [1, 2], "country": ["de", "fr"], "night": [True, False]}
+RECORDS = [
+    {"amount": 1.5, "count": 1, "country": "de", "night": True},
+    {"amount": 2.0, "count": 2, "country": "fr", "night": False, "unused": None},
+]
+
+
+SHAPES: dict[str, Callable[[], Any]] = {
+    "lists": lambda: TABLE,
+    "tuples": lambda: {name: tuple(values) for name, values in TABLE.items()},
+    "arrays": lambda: {name: np.array(values) for name, values in TABLE.items()},
+    "arrays of objects": lambda: {name: np.array(values, dtype=object) for name, values in TABLE.items()},
+    "series": lambda: {name: pl.Series(values) for name, values in TABLE.items()},
+    "records": lambda: RECORDS,
+    "a tuple of records": lambda: tuple(RECORDS),
+    "a Polars frame": lambda: pl.DataFrame(TABLE),
+    "a pandas frame": lambda: pytest.importorskip("pandas").DataFrame(TABLE),
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_every_shape_of_the_same_rows_gives_the_same_columns(shape: str) -> None:
+    columns = columns_of(SHAPES[shape](), SPECS)
+    assert {name: column.tolist() for name, column in columns.items()} == TABLE
+    assert columns["country"].dtype == object
+    assert columns["night"].dtype == bool
+
+
+def test_scalars_are_one_row() -> None:
+    columns = columns_of({"amount": 1.5, "count": 1, "country": "de", "night": np.bool_(True)}, SPECS)
+    assert {name: column.tolist() for name, column in columns.items()} == {
+        "amount": [1.5], "count": [1], "country": ["de"], "night": [True],
+    }  # fmt: skip
+
+
+def test_a_scalar_counts_for_every_row() -> None:
+    columns = columns_of({"amount": [1.0, 2.0, 3.0], "country": "de", "count": np.array(7)}, (AMOUNT, COUNTRY, COUNT))
+    assert columns["country"].tolist() == ["de"] * 3
+    assert columns["count"].tolist() == [7] * 3
+
+
+def test_fields_the_model_does_not_take_are_ignored() -> None:
+    assert list(columns_of({"amount": [1.0], "other": [object()]}, (AMOUNT,))) == ["amount"]
+
+
+@pytest.mark.parametrize("rows", [{"amount": []}, {"amount": np.empty(0)}, pl.DataFrame({"amount": []})])
+def test_no_rows_are_no_rows(rows: Any) -> None:
+    assert len(columns_of(rows, (AMOUNT,))["amount"]) == 0
+
+
+def test_a_float_that_is_not_a_number_is_a_value() -> None:
+    assert np.isnan(columns_of({"amount": [float("nan")]}, (AMOUNT,))["amount"]).all()
+
+
+@pytest.mark.parametrize(
+    ("spec", "values", "message"),
+    [
+        (AMOUNT, [1.0, None], "'amount' is null in row 1"),
+        (AMOUNT, None, "'amount' is null in row 0"),
+        (AMOUNT, [1.0, "2"], "'amount' is '2' in row 1"),
+        (AMOUNT, "12.5", "'amount' is '12.5' in row 0"),
+        (AMOUNT, [1.0, True], "'amount' is True in row 1"),
+        (AMOUNT, np.array([True]), "'amount' is bool"),
+        (AMOUNT, pl.Series([1.0, None]), "'amount' is null in 1 rows"),
+        (COUNTRY, ["de", 1], "'country' is 1 in row 1"),
+        (COUNTRY, np.array(["de", float("nan")], dtype=object), "'country' is nan in row 1"),
+        (COUNTRY, pl.Series(["de", None]), "'country' is null in 1 rows"),
+        (COUNTRY, b"de", "'country' is b'de' in row 0"),
+        (NIGHT, [1, 0], "'night' is 1 in row 0"),
+        (COUNT, [1, False], "'count' is False in row 1"),
+    ],
+)
+def test_a_value_of_another_kind_is_named_with_its_row(spec: FieldSpec, values: Any, message: str) -> None:
+    with pytest.raises(BindingError, match=message):
+        columns_of({spec.name: values}, (spec,))
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([{"amount": 1.0}, {}], "'amount' is missing in row 1"),
+        ([{"amount": 1.0}, 7], "row 1 is a int"),
+        ("amount", "a str can't"),
+        (7, "a int can't"),
+    ],
+)
+def test_rows_that_are_none_are_named(rows: Any, message: str) -> None:
+    with pytest.raises(BindingError, match=message):
+        columns_of(rows, (AMOUNT,))
+
+
+def test_what_is_missing_or_uneven_is_named_by_the_binding() -> None:
+    inputs = tuple(InputBinding(spec.name, spec.dtype, (None,), (spec.name,)) for spec in (AMOUNT, COUNT))
+    binding = Binding(Signature(inputs, ()))
+    with pytest.raises(BindingError, match="field 'count' is missing"):
+        binding.feeds(columns_of({"amount": [1.0]}, binding.specs))
+    with pytest.raises(BindingError, match="one value per row"):
+        binding.feeds(columns_of({"amount": [1.0, 2.0], "count": [1, 2, 3]}, binding.specs))
