@@ -8,7 +8,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -35,11 +35,10 @@ class Frame(Protocol):
 Rows = Mapping[str, Any] | Sequence[Mapping[str, Any]] | Frame
 
 _SCALARS = (str, bytes, int, float, bool, np.generic, type(None))
-_TEXT: Callable[[type], bool] = lambda kind: issubclass(kind, str)  # noqa: E731
-_BOOL: Callable[[type], bool] = lambda kind: issubclass(kind, bool | np.bool_)  # noqa: E731
+_BOOLS = (bool, np.bool_)
 
 
-def columns_of(rows: Rows, specs: Sequence[FieldSpec]) -> dict[str, Array]:
+def columns_of(rows: Rows | object, specs: Sequence[FieldSpec]) -> dict[str, Array]:
     """The fields a model takes, as arrays of one length; numbers as they came, strings as objects.
 
     Args:
@@ -63,7 +62,7 @@ def columns_of(rows: Rows, specs: Sequence[FieldSpec]) -> dict[str, Array]:
     return arrays | {name: np.repeat(column, count) for name, column in scalars.items()}
 
 
-def _table(rows: Rows, specs: Sequence[FieldSpec]) -> Mapping[str, Any]:
+def _table(rows: object, specs: Sequence[FieldSpec]) -> Mapping[str, Any]:
     if isinstance(rows, Mapping):
         return rows
     if isinstance(rows, Frame):
@@ -106,8 +105,7 @@ def _check_nulls(spec: FieldSpec, series: Any) -> None:
 
 def _of_objects(spec: FieldSpec, values: Sequence[Any]) -> Array:
     """Values of any Python types, held to the field's kind before numpy could turn one into the other."""
-    fits = {DType.STRING: _TEXT, DType.BOOL: _BOOL}.get(spec.dtype, lambda kind: not (_TEXT(kind) or _BOOL(kind)))
-    wrong = {kind for kind in set(map(type, values)) if kind is type(None) or not fits(kind)}
+    wrong = {kind for kind in set(map(type, values)) if not _fits(kind, spec.dtype)}
     if wrong:
         index, value = next((index, value) for index, value in enumerate(values) if type(value) in wrong)
         what = "null" if value is None else f"{value!r:.60}"
@@ -117,3 +115,13 @@ def _of_objects(spec: FieldSpec, values: Sequence[Any]) -> Array:
         column[:] = values
         return column
     return np.asarray(values) if values else np.empty(0, dtype=spec.dtype.value)
+
+
+def _fits(kind: type, dtype: DType) -> bool:
+    match dtype:
+        case DType.STRING:
+            return issubclass(kind, str)
+        case DType.BOOL:
+            return issubclass(kind, _BOOLS)
+        case _:
+            return not issubclass(kind, (str, *_BOOLS, type(None)))
