@@ -144,7 +144,7 @@ class Faults:
         why = f" ({_tidy(cause.str())})" if cause is not None else ""
         return BrokerError(
             f"{doing}: no broker answers at {self._servers}{why}",
-            hint="Is it running, and is bootstrap.servers right?",
+            hint="Is it running, and are bootstrap.servers and security.protocol right?",
         )
 
     def _cause(self) -> KafkaError | None:

@@ -157,7 +157,8 @@ def reader_settings(user: Mapping[str, str], *, committed: bool) -> Settings:
         "group.id": "modelcast-reader",
         "isolation.level": _isolation(committed=committed),
     }
-    return _merge(user, _CONTROL_READER, invariants, drop=_PRODUCER_ONLY | {"group.instance.id", "group.protocol"})
+    of_groups = {"auto.offset.reset", "group.id", "group.instance.id", "group.protocol", "isolation.level"}
+    return _merge(user, _CONTROL_READER, invariants, drop=_PRODUCER_ONLY | of_groups)
 
 
 def group_settings(

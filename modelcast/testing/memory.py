@@ -64,7 +64,7 @@ class _Outcome(Enum):
 @dataclass(slots=True, eq=False)
 class _Transaction:
     outcome: _Outcome = _Outcome.OPEN
-    partitions: set[tuple[str, int]] = field(default_factory=set)
+    first_offsets: dict[tuple[str, int], int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,8 +134,8 @@ class MemoryLog:
     def end_offsets(self, topic: str, *, committed: bool) -> Mapping[int, int]:
         """One past the last offset of each partition: the last stable offset if `committed`, else the true end."""
         with self._changed:
-            partitions = self._topic(topic).partitions
-            return {number: self._end(entries, committed=committed) for number, entries in enumerate(partitions)}
+            partitions = range(len(self._topic(topic).partitions))
+            return {partition: self._end(topic, partition, committed=committed) for partition in partitions}
 
     def reader(self, topic: str, start: Mapping[int, int], *, committed: bool = True) -> MemoryReader:
         """A reader of the partitions that are keys of `start`, from those offsets (`BEGINNING` allowed)."""
@@ -179,13 +179,13 @@ class MemoryLog:
             raise TopicNotFoundError(f"topic {topic!r} has no partition {partition}: it has {len(partitions)}")
         return partitions[partition]
 
-    @staticmethod
-    def _end(entries: Sequence[_Entry], *, committed: bool) -> int:
-        if committed:
-            for offset, entry in enumerate(entries):
-                if entry.transaction is not None and entry.transaction.outcome is _Outcome.OPEN:
-                    return offset
-        return len(entries)
+    def _end(self, topic: str, partition: int, *, committed: bool) -> int:
+        """The true end, or the last stable offset: where the earliest open transaction began."""
+        end = len(self._entries(topic, partition))
+        if not committed:
+            return end
+        opened = (holder.open.first_offsets for holder in self._holders.values() if holder.open is not None)
+        return min((firsts.get((topic, partition), end) for firsts in opened), default=end)
 
     def _append(self, record: LogRecord, transaction: _Transaction | None) -> int:
         """Puts one record at the end of its partition; returns its offset. The caller holds the lock."""
@@ -201,7 +201,7 @@ class MemoryLog:
         )
         entries.append(_Entry(placed, transaction))
         if transaction is not None:
-            transaction.partitions.add((record.topic, record.partition))
+            transaction.first_offsets.setdefault((record.topic, record.partition), placed.offset)
         self._changed.notify_all()
         return placed.offset
 
@@ -209,7 +209,7 @@ class MemoryLog:
         """Decides the open transaction and writes its markers. The caller holds the lock."""
         if holder.open is not None:
             holder.open.outcome = outcome
-            for topic, partition in sorted(holder.open.partitions):
+            for topic, partition in sorted(holder.open.first_offsets):
                 self._entries(topic, partition).append(_Entry(None))
             holder.open = None
             self._changed.notify_all()
@@ -261,7 +261,7 @@ class MemoryReader:
                     f"can't read topic {self._topic!r}, partition {partition} from offset {offset}: "
                     f"it ends at {len(entries)}"
                 )
-            end = self._log._end(entries, committed=self._committed)
+            end = self._log._end(self._topic, partition, committed=self._committed)
             while offset < end and len(records) < _MAX_RECORDS:
                 entry = entries[offset]
                 if entry.record is not None and entry.is_visible(committed=self._committed):

@@ -10,10 +10,20 @@ from contextlib import closing
 from uuid import uuid4
 
 import pytest
+from confluent_kafka import KafkaError
 
 from modelcast.dev.broker import LocalBroker
-from modelcast.errors import BrokerError, ConfigError
+from modelcast.errors import (
+    AuthorizationError,
+    BrokerError,
+    ConfigError,
+    FencedError,
+    ModelcastError,
+    OffsetOutOfRangeError,
+    TopicNotFoundError,
+)
 from modelcast.kafka import KafkaLog
+from modelcast.kafka.faults import Faults
 from modelcast.log import BEGINNING, Log, TopicSpec
 from tests.log_contract import DEADLINE_S, LogContract, fresh
 
@@ -78,6 +88,35 @@ def test_an_unknown_host_is_told_apart() -> None:
     with KafkaLog({"bootstrap.servers": "no-such-host.invalid:9092"}) as log, pytest.raises(BrokerError) as raised:
         log.topics()
     assert "no-such-host.invalid:9092 (" in raised.value.message
+
+
+def test_refused_credentials_explain_the_timeout_they_cause() -> None:
+    faults = Faults("somewhere:9093")
+    faults.on_error(KafkaError(KafkaError._TRANSPORT, "sasl://somewhere:9093/1: Disconnected"))
+    faults.on_error(KafkaError(KafkaError._AUTHENTICATION, "sasl://somewhere:9093/1: invalid credentials"))
+    explained = faults.explain(KafkaError(KafkaError._TIMED_OUT), "can't reach Kafka")
+    assert isinstance(explained, AuthorizationError)
+    assert explained.retriable is False
+    assert "invalid credentials" in explained.message
+    assert "sasl." in (explained.hint or "")
+
+
+@pytest.mark.parametrize(
+    ("code", "kind"),
+    [
+        (KafkaError._ALL_BROKERS_DOWN, BrokerError),
+        (KafkaError.TOPIC_AUTHORIZATION_FAILED, AuthorizationError),
+        (KafkaError.TRANSACTIONAL_ID_AUTHORIZATION_FAILED, AuthorizationError),
+        (KafkaError.UNKNOWN_TOPIC_OR_PART, TopicNotFoundError),
+        (KafkaError._FENCED, FencedError),
+        (KafkaError.INVALID_PRODUCER_EPOCH, FencedError),
+        (KafkaError.ILLEGAL_GENERATION, BrokerError),
+        (KafkaError._AUTO_OFFSET_RESET, OffsetOutOfRangeError),
+        (KafkaError.INVALID_REPLICATION_FACTOR, BrokerError),  # not in the table
+    ],
+)
+def test_every_code_has_its_one_error(code: int, kind: type[ModelcastError]) -> None:
+    assert type(Faults("h:1").explain(KafkaError(code), "can't")) is kind
 
 
 def test_wrong_properties_are_the_callers_mistake() -> None:
