@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, cast
 
 import numpy as np
 
@@ -20,13 +20,17 @@ from modelcast.consumer.binding import FieldSpec
 
 from .avro import AvroPlan
 from .cursor import Buffer, Cursor
-from .json import JsonPlan
+from .json import decode_each
+from .json_lines import MIN_ROWS, decode_together
 from .rules import NUMPY_TYPES, Array, Column, Fault, Mask, Opaque, PoisonEvent, Rows, Spoiled, convert
 
 __all__ = ["BatchDecoder", "DecodedBatch", "PoisonEvent", "SchemaSource"]
 
 # The marker's two bytes as one number, as numpy reads them from the buffer.
 _MARKER = np.frombuffer(SINGLE_OBJECT_MARKER, "<u2")[0]
+
+# JSON events at once: about a megabyte, so that its several passes find it in the processor's cache.
+_JSON_ROWS = 2048
 
 
 class SchemaSource(Protocol):
@@ -67,12 +71,12 @@ class BatchDecoder:
         self._specs = tuple(specs)
         self._schemas = schemas
         self._avro: dict[bytes, AvroPlan] = {}
-        self._json = JsonPlan(self._specs)
+        self._names = tuple(spec.name for spec in self._specs)
 
     def decode(self, values: Sequence[bytes | None]) -> DecodedBatch:
         """Decodes events; raises nothing for what they hold."""
-        present = [value or b"" for value in values] if None in values else values
-        buffer = Buffer(present)  # type: ignore[arg-type]  # None was replaced
+        present = _without_none(values)
+        buffer = Buffer(present)
         result = _Result(self._specs, len(values))
         lengths = buffer.ends - buffer.starts
         for row in np.flatnonzero(lengths == 0).tolist():
@@ -84,9 +88,7 @@ class BatchDecoder:
         # Windows reach into the next value where one is short: two bytes of a marker must be its own.
         framed = (lengths >= len(SINGLE_OBJECT_MARKER)) & (buffer.window(buffer.starts, 2).view("<u2") == _MARKER)
         self._decode_avro(buffer, np.flatnonzero(framed), result)
-        plain = np.flatnonzero(~framed & (lengths > 0))
-        if plain.size:
-            result.take(plain, *self._json.decode([present[row] for row in plain.tolist()]))  # type: ignore[misc]
+        self._decode_json(buffer, np.flatnonzero(~framed & (lengths > 0)), result)
         return result.batch()
 
     def _decode_avro(self, buffer: Buffer, rows: Rows, result: _Result) -> None:
@@ -102,11 +104,29 @@ class BatchDecoder:
             columns = plan.read(cursor)
             result.take(group, columns, _structural(cursor))
 
+    def _decode_json(self, buffer: Buffer, rows: Rows, result: _Result) -> None:
+        for start in range(0, len(rows), _JSON_ROWS):
+            block = rows[start : start + _JSON_ROWS]
+            part = buffer if len(block) == len(buffer) else Buffer([buffer.value(row) for row in block.tolist()])
+            left: Mask = np.ones(len(block), np.bool_)
+            for lines in decode_together(part, self._specs) if len(block) >= MIN_ROWS else ():
+                left[lines.rows] = False
+                result.take(block[lines.rows], lines.columns, ())
+            alone = np.flatnonzero(left)
+            if alone.size:
+                result.take(block[alone], *decode_each([part.value(row) for row in alone.tolist()], self._names))
+
     def _avro_plan(self, fingerprint: bytes) -> AvroPlan | None:
         plan = self._avro.get(fingerprint)
         if plan is None and (schema := self._schemas.find(fingerprint)) is not None:
-            plan = self._avro[fingerprint] = AvroPlan.of(schema, {spec.name for spec in self._specs})
+            plan = self._avro[fingerprint] = AvroPlan.of(schema, self._names)
         return plan
+
+
+def _without_none(values: Sequence[bytes | None]) -> Sequence[bytes]:
+    if None in values:
+        return [value or b"" for value in values]
+    return cast("Sequence[bytes]", values)
 
 
 def _by_fingerprint(buffer: Buffer, rows: Rows) -> Iterator[tuple[bytes, Rows]]:

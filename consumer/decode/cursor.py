@@ -1,6 +1,6 @@
 """A position in each of many events at once: Avro's primitive types read down a whole column.
 
-All events of a batch lie end to end in one buffer. A cursor holds where each row stands and where it must stop; reading
+All events of a batch lie in one buffer. A cursor holds where each row stands and where it must stop; reading
 a value reads it of every row and moves every row on. A row that breaks a rule is marked and parked at its own end; it
 may be read on (what comes out means nothing) but it never moves another row. So there is no resynchronisation to do,
 and no event can shift its neighbours.
@@ -31,16 +31,34 @@ _LAST_SHIFT = 63  # the tenth byte of a varint: one bit of a 64-bit number is le
 
 
 class Buffer:
-    """The values of a batch end to end, with room for a window behind the last."""
+    """The values of a batch one behind the other, a line break between them, and room for a window at the end.
+
+    Attributes:
+        data: All of it. The line breaks make it text of one JSON event a line; Avro events end where `ends` says.
+        octets: The same as numbers.
+        starts: Where each value begins.
+        ends: One past the last byte of each value.
+    """
 
     __slots__ = ("data", "ends", "octets", "starts")
 
     def __init__(self, values: Sequence[bytes]) -> None:
         lengths = np.fromiter(map(len, values), np.int64, len(values))
-        self.data = b"".join((*values, bytes(MAX_WINDOW_BYTES)))
+        self.data = b"\n".join((*values, bytes(MAX_WINDOW_BYTES)))
         self.octets: npt.NDArray[np.uint8] = np.frombuffer(self.data, np.uint8)
-        self.ends = np.cumsum(lengths)
+        self.ends = np.cumsum(lengths) + np.arange(len(values))
         self.starts = self.ends - lengths
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def value(self, row: int) -> bytes:
+        """One value as it was given."""
+        return self.data[self.starts[row] : self.ends[row]]
+
+    def text(self) -> bytes:
+        """All values, a line break between them."""
+        return self.data[: self.ends[-1]] if len(self) else b""
 
     def window(self, positions: Rows, width: int) -> Array:
         """`width` bytes from each position, as one void scalar a row."""

@@ -1,4 +1,4 @@
-"""JSON events to columns.
+"""JSON events to columns, one by one: what every event of a batch must come to, however it is read.
 
 One event is one JSON object in UTF-8 (RFC 8259: no NaN, no second value behind it), no key twice at its top, and no
 deeper than `_MAX_DEPTH`. An integer is a number without fraction or exponent.
@@ -12,8 +12,6 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from modelcast.consumer.binding import FieldSpec
-
 from .rules import Choice, Column, Fault, Flags, Numbers, Opaque, Spoiled, Strings
 
 # Brackets within brackets; fixed, because the interpreter's own limit depends on who called.
@@ -22,18 +20,8 @@ _INT64_MIN, _INT64_MAX = -(2**63), 2**63 - 1
 _MISSING = object()
 
 
-class JsonPlan:
-    """How JSON events become columns of some fields."""
-
-    def __init__(self, specs: Sequence[FieldSpec]) -> None:
-        self._names = tuple(spec.name for spec in specs)
-
-    def decode(self, values: Sequence[bytes]) -> tuple[Mapping[str, Column], tuple[Spoiled, ...]]:
-        """Columns over all values, and the rows that are no JSON object."""
-        return _one_by_one(values, self._names)
-
-
-def _one_by_one(values: Sequence[bytes], names: Sequence[str]) -> tuple[Mapping[str, Column], tuple[Spoiled, ...]]:
+def decode_each(values: Sequence[bytes], names: Sequence[str]) -> tuple[dict[str, Column], tuple[Spoiled, ...]]:
+    """Columns of the named fields over all values, and the rows that are no JSON object."""
     spoiled: list[Spoiled] = []
     events: list[Mapping[str, Any]] = []
     for row, value in enumerate(values):
