@@ -10,6 +10,7 @@ What is missing is decided while the model's transactional id is held:
 from __future__ import annotations
 
 import json
+import tempfile
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -138,9 +139,10 @@ class Uploader:
 
     def _write_mark(self, starts: Mapping[int, int]) -> None:
         self._mark.parent.mkdir(parents=True, exist_ok=True)
-        partial = self._mark.with_suffix(".partial")
-        partial.write_text(json.dumps({str(partition): offset for partition, offset in starts.items()}))
-        partial.replace(self._mark)
+        # A rival publisher on this host writes the same mark: each writes a file of its own and renames it.
+        with tempfile.NamedTemporaryFile("w", dir=self._mark.parent, suffix=".partial", delete=False) as partial:
+            json.dump({str(partition): offset for partition, offset in starts.items()}, partial)
+        Path(partial.name).replace(self._mark)
 
 
 class _Sender:
