@@ -148,7 +148,7 @@ def test_the_same_content_has_the_same_digest_in_every_version(registry: Registr
     assert len(digests) == 1
 
 
-class BrokenOff(Exception):
+class BrokenOffError(Exception):
     """Stands for the end of a process."""
 
 
@@ -159,9 +159,9 @@ def test_f01_a_broken_off_upload_leaves_no_version_and_a_rerun_sends_only_the_re
 
     def stop_after_two_chunks(_: str, done: int, __: int) -> None:
         if done >= 5 + 2 * CHUNK_BYTES:
-            raise BrokenOff
+            raise BrokenOffError
 
-    with pytest.raises(BrokenOff):
+    with pytest.raises(BrokenOffError):
         registry.publish("fraud", model, release=True, progress=stop_after_two_chunks)
     assert image(log).models == {}
     left = len(chunks(log))
@@ -177,9 +177,9 @@ def test_a_chunk_left_damaged_is_sent_again(log: MemoryLog, registry: RegistryWr
 
     def stop(_: str, done: int, total: int) -> None:
         if done >= total:
-            raise BrokenOff
+            raise BrokenOffError
 
-    with pytest.raises(BrokenOff):
+    with pytest.raises(BrokenOffError):
         registry.publish("fraud", model, release=False, progress=stop)
     tensor = next(entry for entry in model.files if entry.path == "tensors/w")
     key = ChunkKey("fraud", tensor.digest, CHUNK_BYTES, 1).encode()
