@@ -7,28 +7,24 @@ killed has to find that one's slot, so that its partitions come back at once and
 - A slot the user names is locked too: two processes under one name would fence each other for ever.
 - A lock is tied to the brokers, prefix and group, so that scorers of different groups take no number from each other.
 
-    with claim_instance(state_dir(), scope="localhost:9092/modelcast/fraud-scorers") as instance:
+    with claim_instance(state_folder(), scope="localhost:9092/modelcast/fraud-scorers") as instance:
         instance.name                                       # 'host-0'
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 import socket
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-import platformdirs
 from filelock import FileLock, Timeout
 
 from modelcast.errors import ConfigError, UsageError
-
-ENV_STATE_DIR = "MODELCAST_STATE_DIR"
+from modelcast.folders import STATE_VARIABLE
 
 # More scorers of one group than this on one host means that locks do not work (a file system without them).
 MAX_INSTANCES = 1024
@@ -57,12 +53,6 @@ class Instance:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.release()
-
-
-def state_dir(environment: Mapping[str, str] = os.environ) -> Path:
-    """Where this user's processes keep what must survive a restart; `MODELCAST_STATE_DIR` overrides it."""
-    named = environment.get(ENV_STATE_DIR)
-    return Path(named) if named else platformdirs.user_state_path("modelcast")
 
 
 def claim_instance(
@@ -94,7 +84,7 @@ def claim_instance(
     except OSError as error:
         raise ConfigError(
             f"can't keep instance ids in {folder}: {error.strerror or error}",
-            hint=f"Name a writable directory in {ENV_STATE_DIR}, or give each scorer its own --instance.",
+            hint=f"Name a writable directory in {STATE_VARIABLE}, or give each scorer its own --instance.",
         ) from error
     raise UsageError(
         f"all {MAX_INSTANCES} instance ids in {folder} are taken", hint="Give each scorer its own --instance."
@@ -126,5 +116,5 @@ def _try_lock(folder: Path, name: str, wait_s: float) -> Instance | None:
 
 
 def _host_stem(host: str) -> str:
-    stem = _NOT_NAME.sub("-", host.split(".")[0])[:_MAX_HOST_CHARS].lstrip("-._")
+    stem = _NOT_NAME.sub("-", host.partition(".")[0])[:_MAX_HOST_CHARS].lstrip("-._")
     return stem or "host"

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from modelcast.errors import BrokerError, ConfigError
-from modelcast.log import Log
+from modelcast.group import GroupLog
 from modelcast.topics import DEFAULT_PREFIX, Topics
 
 BOOTSTRAP = "bootstrap.servers"
@@ -68,7 +68,7 @@ class Connection:
     def bootstrap_servers(self) -> str:
         return self.settings[BOOTSTRAP]
 
-    def open_log(self) -> Log:
+    def open_log(self) -> GroupLog:
         """Connects. Raises BrokerError."""
         from modelcast.kafka import KafkaLog
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from modelcast.consumer.instance import claim_instance, state_dir
+from modelcast.consumer.instance import claim_instance
 from modelcast.errors import ConfigError, ExitCode, UsageError
 
 _HOLD = """
@@ -60,9 +60,10 @@ def test_a_killed_process_leaves_its_id_to_the_next(tmp_path: Path) -> None:
 
 
 def test_a_named_id_held_on_this_host_is_refused(tmp_path: Path) -> None:
-    with claim_instance(tmp_path, scope="s", named="blue"):
-        with pytest.raises(UsageError, match="another scorer of this group runs as instance 'blue'") as raised:
-            claim_instance(tmp_path, scope="s", named="blue", wait_s=0)
+    held = claim_instance(tmp_path, scope="s", named="blue")
+    with pytest.raises(UsageError, match="another scorer of this group runs as instance 'blue'") as raised:
+        claim_instance(tmp_path, scope="s", named="blue", wait_s=0)
+    held.release()
     assert raised.value.exit_code is ExitCode.USAGE
     assert claim_instance(tmp_path, scope="s", named="blue").name == "blue"
 
@@ -78,8 +79,3 @@ def test_a_state_directory_that_is_a_file_is_an_error_with_the_variable_to_set(t
     state.write_text("")
     with pytest.raises(ConfigError, match="MODELCAST_STATE_DIR"):
         claim_instance(state, scope="s", host="h")
-
-
-def test_the_state_directory_can_be_named_by_the_environment(tmp_path: Path) -> None:
-    assert state_dir({"MODELCAST_STATE_DIR": str(tmp_path)}) == tmp_path
-    assert state_dir({}).name == "modelcast"

@@ -1,0 +1,211 @@
+"""`score`: a stream scored from the command line."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from types import FrameType
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+
+from modelcast.cli.options import CommandContext, connected
+from modelcast.cli.output import Output
+
+from .reports import (
+    Progressed,
+    Recovering,
+    Refused,
+    Report,
+    ScorerStats,
+    Started,
+    Stopped,
+    Swapped,
+    Waiting,
+    Warned,
+    WentLive,
+)
+
+
+@connected
+def score(
+    context: CommandContext,
+    name: Annotated[
+        str, typer.Argument(metavar="NAME[@VERSION]", help="The model: its live version, or the one named.")
+    ],
+    events: Annotated[str, typer.Option("--events", metavar="TOPIC", help="The topic of events; it must exist.")],
+    predictions: Annotated[str, typer.Option("--predictions", metavar="TOPIC", help="Where predictions go.")],
+    dead_letters: Annotated[
+        str | None,
+        typer.Option(
+            "--dead-letters",
+            metavar="TOPIC",
+            help="Where events go that can't be scored. Default: PREDICTIONS.dead-letters.",
+            show_default=False,
+        ),
+    ] = None,
+    group: Annotated[
+        str | None,
+        typer.Option(
+            "--group",
+            metavar="ID",
+            help="Consumer group; scorers of one group share the partitions. Default: PREFIX.MODEL.PREDICTIONS.",
+            show_default=False,
+        ),
+    ] = None,
+    instance: Annotated[
+        str | None,
+        typer.Option(
+            "--instance",
+            metavar="ID",
+            help="This scorer's id, kept over restarts. Default: the host and the first free number.",
+            show_default=False,
+        ),
+    ] = None,
+    guarantee: Annotated[
+        str, typer.Option("--guarantee", metavar="exactly-once|at-least-once", help="What a crash may do.")
+    ] = "exactly-once",
+    device: Annotated[
+        str, typer.Option("--device", metavar="auto|cpu|cuda[:N]", help="Where the model runs.")
+    ] = "auto",
+    until_end: Annotated[
+        bool, typer.Option("--until-end", help="Score what the topic holds now, then end.", show_default=False)
+    ] = False,
+) -> None:
+    """Score a topic of events with the live version of a model; SIGTERM and Ctrl-C end it cleanly."""
+    from .scorer import Scorer  # numpy, Polars and ONNX Runtime take half a second: the help page needs none of them
+
+    scorer = Scorer(
+        name,
+        events,
+        predictions,
+        dead_letters=dead_letters,
+        group=group,
+        instance=instance,
+        guarantee=guarantee,
+        device=device,
+        until_end=until_end,
+        connection=context.connection,
+        report=_printer(context.output),
+    )
+    with _stopping_on_signals(scorer.stop):
+        scorer.run()
+
+
+@contextmanager
+def _stopping_on_signals(stop: Callable[[], None]) -> Iterator[None]:
+    def handle(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - the signal module's signature
+        stop()
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _printer(output: Output) -> Callable[[Report], None]:
+    def tell(report: Report) -> None:
+        if output.json:
+            output.line(as_json(report))
+        if isinstance(report, Warned):
+            output.warn(report.message)
+        elif not output.json:
+            output.say(as_text(report))
+
+    return tell
+
+
+def as_json(report: Report) -> Mapping[str, Any]:  # noqa: PLR0911 - one a kind of report
+    """A report as one JSON line."""
+    match report:
+        case Started():
+            return {"event": "started", **asdict(report)}
+        case Warned():
+            return {"event": "warning", "message": report.message}
+        case Waiting():
+            return {"event": "waiting", "reason": report.reason}
+        case WentLive():
+            return {"event": "live", "version": report.version.version, **_load(report)}
+        case Swapped():
+            return {"event": "swapped", "from": report.old.version, "version": report.new.version, **_load(report)}
+        case Refused():
+            return {
+                "event": "refused",
+                "version": report.version.version,
+                "reason": report.reason,
+                "message": report.message,
+            }
+        case Recovering():
+            return {"event": "recovering", "cause": report.cause}
+        case Progressed():
+            return {"event": "progress", **_figures(report.stats)}
+        case Stopped():
+            return {
+                "event": "stopped",
+                **_figures(report.stats),
+                "seconds": round(report.seconds, 3),
+                "left": sum(report.left.values()),
+            }
+
+
+def as_text(report: Report) -> str:  # noqa: PLR0911 - one a kind of report
+    """A report for people, as rich markup."""
+    match report:
+        case Started():
+            return (
+                f"Scoring [bold]{escape(report.events)}[/bold] with [bold]{escape(report.model)}[/bold] → "
+                f"{escape(report.predictions)}, {report.guarantee} "
+                f"[dim](group {escape(report.group)}, instance {escape(report.instance)}, "
+                f"dead letters {escape(report.dead_letters)})[/dim]"
+            )
+        case Warned():
+            return escape(report.message)
+        case Waiting():
+            return f"[yellow]waiting[/yellow]  events stay in Kafka: {escape(report.reason)}"
+        case WentLive():
+            return f"[green]live[/green]     {report.version} on {report.device}{_times(report)}"
+        case Swapped():
+            return f"[green]swapped[/green]  {report.old} → {report.new} on {report.device}{_times(report)}"
+        case Refused():
+            return f"[red]refused[/red]  {report.version} ({report.reason}): {escape(report.message)}"
+        case Recovering():
+            return f"[yellow]recovering[/yellow]  back to the committed offsets: {escape(report.cause)}"
+        case Progressed():
+            stats = report.stats
+            return (
+                f"[dim]{stats.live or 'no version live'}  {stats.events:,} events  {stats.events_per_s:,.0f}/s  "
+                f"{stats.dead_letters:,} dead letters  {stats.swaps} swaps[/dim]"
+            )
+        case Stopped():
+            stats = report.stats
+            return (
+                f"Scored {stats.events:,} events in {report.seconds:.1f} s: {stats.predictions:,} predictions, "
+                f"{stats.dead_letters:,} dead letters, {stats.swaps} swaps"
+            )
+
+
+def _load(report: WentLive | Swapped) -> Mapping[str, Any]:
+    return {"device": report.device, "load_ms": report.load_ms, "release_to_live_ms": report.release_to_live_ms}
+
+
+def _times(report: WentLive | Swapped) -> str:
+    after = report.release_to_live_ms
+    released = "" if after is None else f", {after / 1000:.2f} s after its release"
+    return f" [dim](loaded in {report.load_ms:.0f} ms{released})[/dim]"
+
+
+def _figures(stats: ScorerStats) -> Mapping[str, Any]:
+    return {
+        "events": stats.events,
+        "predictions": stats.predictions,
+        "dead_letters": stats.dead_letters,
+        "swaps": stats.swaps,
+        "recoveries": stats.recoveries,
+        "events_per_s": round(stats.events_per_s, 1),
+        "live": None if stats.live is None else stats.live.version,
+    }

@@ -1,0 +1,135 @@
+"""What happens to a scorer, put in one order and counted: the control thread's news, the loop's, and the figures."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import time
+from collections import deque
+from collections.abc import Callable
+
+from modelcast.errors import ModelcastError
+from modelcast.names import ModelRef, ModelVersion
+from modelcast.records import Refusal
+
+from . import line
+from .commit import Committer
+from .control import ControlPlane
+from .loop import LoopHooks
+from .reports import Progressed, Recovering, Refused, Report, ScorerStats, Swapped, Waiting, WentLive
+from .sampling import EventFieldsSource
+from .servable import Servable
+
+PROGRESS_S = 5.0
+# Rates are of the last seconds: shorter ones jump with every commit.
+RATE_WINDOW_S = 5.0
+_RATE_STEP_S = 0.5
+
+_logger = logging.getLogger(__name__)
+
+
+class Observer:
+    """Turns what happens into reports and figures; all but `stats` is the scoring thread's."""
+
+    def __init__(
+        self,
+        ref: ModelRef,
+        plane: ControlPlane,
+        committer: Committer,
+        fields: EventFieldsSource,
+        report: Callable[[Report], None],
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._ref = ref
+        self._plane = plane
+        self._slot = plane.slot(ref)
+        self._committer = committer
+        self._fields = fields
+        self._report = report
+        self._clock = clock
+        self._news: queue.SimpleQueue[line.Swapped | Refusal] = queue.SimpleQueue()
+        self._waiting: str | None = None
+        self._swaps = 0
+        self._recoveries = 0
+        self._rates: deque[tuple[float, int]] = deque([(clock(), 0)])
+        self._progress_at_s = clock() + PROGRESS_S
+        self.stats = ScorerStats()
+        plane.on_swap(lambda event: self._news.put(event) if event.ref == ref else None)
+        plane.on_refused(lambda refused, refusal: self._news.put(refusal) if refused == ref else None)
+
+    def hooks(self) -> LoopHooks:
+        """What the loop calls."""
+        return LoopHooks(
+            knows_fields=lambda: self._fields.known is not None,
+            learn=self._learn,
+            model_failed=self._model_failed,
+            waiting=self._wait,
+            recovering=self._recover,
+            tick=self.tick,
+        )
+
+    def sample(self) -> None:
+        """Learns what the events have before the first version is loaded. Raises BrokerError."""
+        if self._fields.sample():
+            self._plane.set_event_fields(self._ref, self._fields.known)
+
+    def tick(self) -> None:
+        """Passes on the news, and the figures every few seconds."""
+        while not self._news.empty():
+            self._tell(self._news.get())
+        now = self._clock()
+        totals = self._committer.totals
+        if now - self._rates[-1][0] >= _RATE_STEP_S:
+            self._rates.append((now, totals.events))
+            while len(self._rates) > 2 and now - self._rates[1][0] > RATE_WINDOW_S:
+                self._rates.popleft()
+        since_s, before = self._rates[0]
+        live = self._slot.live
+        self.stats = ScorerStats(
+            events=totals.events,
+            predictions=totals.predictions,
+            dead_letters=totals.dead_letters,
+            commits=totals.commits,
+            swaps=self._swaps,
+            recoveries=self._recoveries,
+            events_per_s=(totals.events - before) / max(now - since_s, _RATE_STEP_S),
+            live=None if live is None else live.id,
+        )
+        if now >= self._progress_at_s:
+            self._progress_at_s = now + PROGRESS_S
+            self._report(Progressed(self.stats))
+
+    def _tell(self, news: line.Swapped | Refusal) -> None:
+        if isinstance(news, Refusal):
+            self._report(Refused(ModelVersion(self._ref.model, news.version), news.reason, news.message))
+            return
+        live = self._slot.live
+        device = "" if live is None else live.device
+        if news.old is None:
+            self._report(WentLive(news.new, device, news.load_ms, news.release_to_live_ms))
+        else:
+            self._swaps += 1
+            self._report(Swapped(news.old, news.new, device, news.load_ms, news.release_to_live_ms))
+
+    def _learn(self, value: bytes | None) -> None:
+        try:
+            if self._fields.meet(value):
+                self._plane.set_event_fields(self._ref, self._fields.known)
+        except ModelcastError as error:
+            _logger.info("can't look at the latest events: %s", error)
+
+    def _model_failed(self, servable: Servable, message: str) -> bool:
+        if servable.is_well():
+            return False
+        self._plane.report_failure(self._ref, servable.id, message)
+        return True
+
+    def _wait(self, reason: str | None) -> None:
+        if reason != self._waiting and reason is not None:
+            self._report(Waiting(reason))
+        self._waiting = reason
+
+    def _recover(self, error: BaseException) -> None:
+        self._recoveries += 1
+        self._report(Recovering(str(error)))

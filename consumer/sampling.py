@@ -1,0 +1,211 @@
+"""What fields the events of a topic have, from a look at its latest ones: a model that can't be bound is then refused
+when it is loaded, not by a dead letter for every event.
+
+- An Avro event says it by its writer's schema; a JSON event by the values it happens to hold.
+- Samples are merged: a field that any of them has may be bound, and of two kinds the more general one counts. One odd
+  event in the sample must refuse no model; what a single event lacks is that event's own fault.
+- A topic without events says nothing, and then no model is refused for its inputs.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from modelcast.avro import Schema, fingerprint_of
+from modelcast.log import Log
+
+from .binding import EventFields
+from .decode.batch import SchemaSource
+
+# Enough to see every optional field of JSON events of one kind, few enough to be read in milliseconds.
+SAMPLES_PER_PARTITION = 50
+# A topic may have hundreds of partitions, and the loader waits for this look.
+SAMPLED_PARTITIONS_MAX = 16
+SAMPLE_TIMEOUT_S = 5.0
+# More formats and schemas than this on one topic are garbage, and are not worth another look at it.
+FORMATS_MAX = 64
+_POLL_S = 0.1
+
+# Kinds of fields, as the binding knows them.
+OTHER = "other"
+_NUMBERS = ("int", "long", "float", "double")  # from the narrowest to the widest
+_AVRO_KINDS = frozenset({*_NUMBERS, "string", "enum", "boolean"})
+
+
+def event_fields(
+    samples: Sequence[bytes | None], find: Callable[[bytes], Schema | None], topic: str
+) -> EventFields | None:
+    """The fields of the events in `samples`.
+
+    Args:
+        samples: Values of events, oldest first.
+        find: The schema of a fingerprint, or None.
+        topic: Where they come from, for messages.
+
+    Returns:
+        None if no sample says anything.
+    """
+    kinds: dict[str, str] = {}
+    sources: dict[str, None] = {}
+    for value in samples:
+        fingerprint = fingerprint_of(value or b"")
+        if fingerprint is not None:
+            schema = find(fingerprint)
+            found = {} if schema is None else schema_kinds(schema)
+            source = "" if schema is None else f"Avro schema {schema.definition.get('name', '')!r}" if found else ""
+        else:
+            found = _json_kinds(value)
+            source = "JSON" if found else ""
+        for name, kind in found.items():
+            kinds[name] = _merged(kinds.get(name), kind)
+        if source:
+            sources[source] = None
+    if not kinds:
+        return None
+    return EventFields(kinds=kinds, source=f"topic {topic!r} ({', '.join(sources)})")
+
+
+def schema_kinds(schema: Schema) -> Mapping[str, str]:
+    """Field to kind of a record schema; nothing for any other schema."""
+    definition = schema.definition
+    if not isinstance(definition, dict) or definition.get("type") != "record":
+        return {}
+    named: dict[str, Any] = {}
+    _collect_names(definition, definition.get("namespace"), named)
+    return {field["name"]: _avro_kind(field["type"], named) for field in definition["fields"]}
+
+
+def sample_events(log: Log, topic: str, *, clock: Callable[[], float] = time.monotonic) -> list[bytes | None]:
+    """Values of the latest committed events of a topic, the latest last within each partition.
+
+    Raises:
+        TopicNotFoundError: There is no such topic.
+        BrokerError: Kafka did not answer.
+    """
+    ends = log.end_offsets(topic, committed=True)
+    begins = log.begin_offsets(topic)
+    filled = sorted(partition for partition, end in ends.items() if end > begins[partition])[:SAMPLED_PARTITIONS_MAX]
+    if not filled:
+        return []
+    starts = {partition: max(begins[partition], ends[partition] - SAMPLES_PER_PARTITION) for partition in filled}
+    reader = log.reader(topic, starts)
+    values: list[bytes | None] = []
+    deadline = clock() + SAMPLE_TIMEOUT_S
+    try:
+        while clock() < deadline and any(reader.position(partition) < ends[partition] for partition in filled):
+            values.extend(record.value for record in reader.poll(_POLL_S))
+    finally:
+        reader.close()
+    return values
+
+
+class EventFieldsSource:
+    """Keeps what is known about a topic's fields. For one thread."""
+
+    def __init__(self, log: Log, topic: str, schemas: SchemaSource) -> None:
+        self._log = log
+        self._topic = topic
+        self._schemas = schemas
+        self._frames: set[bytes | None] = set()
+        self.known: EventFields | None = None
+
+    def sample(self) -> bool:
+        """Looks at the latest events; True if more is known now. Raises BrokerError."""
+        return self._learn(sample_events(self._log, self._topic))
+
+    def meet(self, value: bytes | None) -> bool:
+        """Looks at the topic again where this event is of a format or schema not met before; True as `sample`."""
+        if fingerprint_of(value or b"") in self._frames:
+            return False
+        grown = self._learn([value])
+        return (self.sample() if len(self._frames) <= FORMATS_MAX else False) or grown
+
+    def _learn(self, samples: Sequence[bytes | None]) -> bool:
+        self._frames.update(fingerprint_of(value or b"") for value in samples)
+        found = event_fields(samples, self._schemas.find, self._topic)
+        if found is None:
+            return False
+        if self.known is not None:
+            kinds = dict(self.known.kinds)
+            for name, kind in found.kinds.items():
+                kinds[name] = _merged(kinds.get(name), kind)
+            if kinds == self.known.kinds:
+                return False
+            found = EventFields(kinds=kinds, source=found.source)
+        self.known = found
+        return True
+
+
+def _json_kinds(value: bytes | None) -> Mapping[str, str]:
+    try:
+        event = json.loads(value or b"")
+    except (ValueError, RecursionError):
+        return {}
+    if not isinstance(event, dict):
+        return {}
+    return {name: _json_kind(field) for name, field in event.items() if field is not None}
+
+
+def _json_kind(value: object) -> str:
+    match value:
+        case bool():
+            return "boolean"
+        case int():
+            return "long"
+        case float():
+            return "double"
+        case str():
+            return "string"
+        case _:
+            return OTHER
+
+
+def _merged(first: str | None, second: str) -> str:
+    if first is None or first == second:
+        return second
+    if first in _NUMBERS and second in _NUMBERS:
+        return max(first, second, key=_NUMBERS.index)
+    return second  # the later event is the better witness
+
+
+def _avro_kind(schema: Any, named: Mapping[str, Any]) -> str:
+    if isinstance(schema, str) and schema not in _AVRO_KINDS:
+        schema = named.get(schema, schema)
+    if isinstance(schema, list):
+        branches = [_avro_kind(branch, named) for branch in schema if branch != "null"]
+        if not branches:
+            return OTHER
+        kind = branches[0]
+        for branch in branches[1:]:
+            if kind != branch and not {kind, branch} <= set(_NUMBERS):
+                return OTHER
+            kind = _merged(kind, branch)
+        return kind
+    if isinstance(schema, dict):
+        inner = schema.get("type")
+        return _avro_kind(inner, named) if isinstance(inner, (dict, list)) else _known_kind(inner)
+    return _known_kind(schema)
+
+
+def _known_kind(name: object) -> str:
+    return name if isinstance(name, str) and name in _AVRO_KINDS else OTHER
+
+
+def _collect_names(schema: Any, namespace: str | None, named: dict[str, Any]) -> None:
+    if isinstance(schema, list):
+        for branch in schema:
+            _collect_names(branch, namespace, named)
+    elif isinstance(schema, dict):
+        if "name" in schema:
+            space = schema.get("namespace", namespace)
+            named[schema["name"]] = schema
+            if space:
+                named[f"{space}.{schema['name']}"] = schema
+            namespace = space
+        for key in ("type", "items", "values"):
+            _collect_names(schema.get(key), namespace, named)
+        for field in schema.get("fields", ()):
+            _collect_names(field.get("type"), namespace, named)

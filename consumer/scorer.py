@@ -1,0 +1,247 @@
+"""`Scorer`: a topic of events to a topic of predictions, with whatever version of a model is live.
+
+    Scorer("fraud", events="transactions", predictions="fraud-scores").run()
+
+- Exactly-once by default: predictions, dead letters and the offsets they came from become visible in one transaction.
+- A version is swapped between two batches; events wait in Kafka while none is live.
+- Scorers of one group share the partitions. What comes from partition p goes to partition p, in order.
+
+This module puts the parts together and keeps the figures; `loop` is the scoring thread, `commit` the committing one,
+`control` follows the registry.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack, closing
+from enum import StrEnum
+from pathlib import Path
+
+from modelcast import folders, runtime
+from modelcast.config import Connection
+from modelcast.errors import UsageError
+from modelcast.events.schemas import SchemaTopic
+from modelcast.group import GroupLog
+from modelcast.names import ModelRef
+from modelcast.registry.repository import check_topics
+
+from .commit import Committer, Destination, FlushingCommitter, TransactionalCommitter
+from .control import ControlPlane
+from .dead_letters import DeadLetterBuilder
+from .end import EndOfTopic
+from .instance import Instance, claim_instance
+from .loader import Loader
+from .loop import CLOSE_DRAIN_S, ScoringLoop
+from .observer import Observer
+from .reports import Report, ScorerStats, Started, Stopped, Warned
+from .sampling import EventFieldsSource
+from .scoring import Scoring
+from .setup import prepare_topics
+
+# The broker's least by default. A killed scorer's partitions go to the others after it, unless it is back before.
+SESSION_TIMEOUT_MS = 6_000
+# A dead scorer's open transaction hides the offsets it was about to commit, for this and the broker's sweep of up to
+# 10 s: together below 20 s. A commit that takes longer is aborted and done again.
+TRANSACTION_TIMEOUT_MS = 6_000
+# How long a first version may take to go live before `until_end` gives up: a large model on a slow disk.
+FIRST_VERSION_TIMEOUT_S = 300.0
+
+
+class Guarantee(StrEnum):
+    """What a crash may do to predictions."""
+
+    EXACTLY_ONCE = "exactly-once"  # nothing lost, nothing twice
+    AT_LEAST_ONCE = "at-least-once"  # nothing lost; some may be there twice
+
+
+class Scorer:
+    """Scores a stream. `run` blocks; everything else is thread-safe.
+
+    Args:
+        model: `NAME` follows the released version, `NAME@VERSION` stays with one.
+        events: The topic read; it must exist.
+        predictions: The topic written; made if it is not there.
+        dead_letters: Where events go that can't be scored; by default `<predictions>.dead-letters`.
+        group: The consumer group; by default `<prefix>.<model>.<predictions>`.
+        instance: This scorer's id within its group, kept over restarts; by default the host and the first free number.
+        guarantee: `exactly-once` or `at-least-once`.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        until_end: End once the group has scored what the topic held when this scorer started.
+        bootstrap_servers: `host:port[,…]`; by default `MODELCAST_BOOTSTRAP_SERVERS`, the properties file, or the
+            running dev broker.
+        prefix: The repository's topic prefix.
+        properties: librdkafka properties.
+        properties_file: A file of them.
+        connection: In the place of the four above.
+        cache_dir: Where model files are kept; the user's cache folder by default.
+        state_dir: Where instance ids and release marks are kept; the user's state folder by default.
+        report: Told what happens (`consumer.reports`), on the thread of `run`.
+
+    Raises:
+        UsageError: The model's name, the guarantee or the device can't be.
+        MissingExtraError: No ONNX Runtime is installed.
+        ConfigError: A setting is wrong.
+        BrokerError: No broker is named anywhere.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        events: str,
+        predictions: str,
+        *,
+        dead_letters: str | None = None,
+        group: str | None = None,
+        instance: str | None = None,
+        guarantee: str = Guarantee.EXACTLY_ONCE,
+        device: str = "auto",
+        until_end: bool = False,
+        bootstrap_servers: str | None = None,
+        prefix: str | None = None,
+        properties: Mapping[str, str] | None = None,
+        properties_file: Path | None = None,
+        connection: Connection | None = None,
+        cache_dir: Path | None = None,
+        state_dir: Path | None = None,
+        report: Callable[[Report], None] = lambda _: None,
+    ) -> None:
+        self._ref = ModelRef.parse(model)
+        self._to = Destination(events, predictions, dead_letters or f"{predictions}.dead-letters")
+        if len({self._to.events, self._to.predictions, self._to.dead_letters}) < 3:
+            raise UsageError(
+                "events, predictions and dead letters need three topics", hint=f"Got {events!r} and {predictions!r}."
+            )
+        if guarantee not in list(Guarantee):
+            raise UsageError(f"there is no guarantee {guarantee!r}", hint="Use exactly-once or at-least-once.")
+        self._guarantee = Guarantee(guarantee)
+        self._runtime = runtime.versions()
+        self._device = device
+        self._connection = connection or Connection.resolve(
+            bootstrap_servers, properties_file=properties_file, properties=properties, prefix=prefix
+        )
+        self._group = group or f"{self._connection.prefix}.{self._ref.model}.{predictions}"
+        self._named_instance = instance
+        self._until_end = until_end
+        self._cache_dir = cache_dir
+        self._state_dir = state_dir or folders.state_folder()
+        self._report = report
+        self._stop = threading.Event()
+        self._loop: ScoringLoop | None = None
+        self._observer: Observer | None = None
+
+    @property
+    def stats(self) -> ScorerStats:
+        """Where this scorer stands."""
+        return ScorerStats() if self._observer is None else self._observer.stats
+
+    def stop(self) -> None:
+        """Ends `run` after the batch at hand; safe in a signal handler."""
+        self._stop.set()
+        if self._loop is not None:
+            self._loop.stop()
+
+    def run(self) -> ScorerStats:
+        """Scores until `stop`, or to the end.
+
+        Returns:
+            The final figures.
+
+        Raises:
+            NotFoundError: There is no repository or events topic; with `until_end` also: no such model, or no release.
+            ModelRefusedError: With `until_end`: no version can be loaded.
+            TopicConfigError: A topic would lose records or has too few partitions.
+            OffsetOutOfRangeError: Retention deleted events that were not scored.
+            FencedError: Another process runs as this instance.
+            BrokerError: Kafka is not there, or refuses.
+        """
+        with ExitStack() as stack:
+            log = stack.enter_context(self._connection.open_log())
+            check_topics(log, self._connection.topics)
+            partitions, warnings = prepare_topics(log, self._to)
+            end = None
+            if self._until_end:
+                end = EndOfTopic(log.begin_offsets(self._to.events), log.end_offsets(self._to.events, committed=False))
+            instance = stack.enter_context(self._claim_instance())
+            self._report(
+                Started(
+                    model=str(self._ref),
+                    events=self._to.events,
+                    predictions=self._to.predictions,
+                    dead_letters=self._to.dead_letters,
+                    group=self._group,
+                    instance=instance.name,
+                    guarantee=self._guarantee,
+                    partitions=partitions,
+                )
+            )
+            for warning in warnings:
+                self._report(Warned(warning))
+            return self._run_with(log, instance.name, partitions, end, stack)
+
+    def _run_with(
+        self, log: GroupLog, instance: str, partitions: int, end: EndOfTopic | None, stack: ExitStack
+    ) -> ScorerStats:
+        started_s = time.monotonic()
+        schemas = stack.enter_context(closing(SchemaTopic(log, self._connection.topics)))
+        plane = self._control_plane(log, instance, stack)
+        committer = self._committer(log, instance)
+        observer = self._observer = Observer(
+            self._ref, plane, committer, EventFieldsSource(log, self._to.events, schemas), self._report
+        )
+        observer.sample()
+        plane.start()
+        if self._until_end:
+            plane.wait_live(self._ref, FIRST_VERSION_TIMEOUT_S, patient=False)
+        committer.start()  # ends what a predecessor left open, before its offsets are read
+        stack.callback(committer.close, CLOSE_DRAIN_S)
+        consumer = log.group_consumer(self._group, instance=instance, session_timeout_ms=SESSION_TIMEOUT_MS)
+        stack.callback(consumer.close)
+        self._loop = ScoringLoop(
+            self._to.events,
+            partitions,
+            consumer,
+            committer,
+            Scoring(self._to.events, schemas, schemas.register, DeadLetterBuilder(self._to.events)),
+            plane.slot(self._ref),
+            observer.hooks(),
+            end=end,
+        )
+        if self._stop.is_set():
+            self._loop.stop()
+        self._loop.run()
+        left = self._loop.left()
+        observer.tick()
+        self._report(Stopped(self.stats, time.monotonic() - started_s, left))
+        return self.stats
+
+    def _claim_instance(self) -> Instance:
+        scope = f"{self._connection.bootstrap_servers}\0{self._connection.prefix}\0{self._group}"
+        return claim_instance(self._state_dir, scope=scope, named=self._named_instance)
+
+    def _control_plane(self, log: GroupLog, instance: str, stack: ExitStack) -> ControlPlane:
+        loader = Loader(log, self._connection.topics, cache_dir=self._cache_dir, device=self._device)
+        stack.callback(loader.close)
+        plane = ControlPlane(
+            log,
+            self._connection.topics,
+            loader,
+            refs=[self._ref],
+            state_dir=self._state_dir,
+            role="scorer",
+            instance=f"{self._group}/{instance}",
+            device=self._device,
+            runtime=self._runtime,
+        )
+        stack.callback(plane.close)
+        return plane
+
+    def _committer(self, log: GroupLog, instance: str) -> Committer:
+        if self._guarantee is Guarantee.AT_LEAST_ONCE:
+            return FlushingCommitter(self._to, log.batch_producer)
+        transactional_id = f"{self._connection.prefix}.scorer.{self._group}.{instance}"
+        return TransactionalCommitter(
+            self._to,
+            lambda: log.transactional_batch_producer(transactional_id, timeout_ms=TRANSACTION_TIMEOUT_MS),
+        )

@@ -1,0 +1,223 @@
+"""From a batch of events to what is to be committed: decode, run, encode; no Kafka here.
+
+- One servable scores a batch whole, or not at all.
+- A batch on which the model raises is halved until the events it can't take are alone: these are poison, the others are
+  scored. Where nothing can be scored at all it is not the events but the model: `ModelFaultError`.
+- An event whose schema is not known (yet) holds its whole batch back, so that the order within its partition is kept:
+  the caller waits, then gives the fingerprint up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from modelcast.avro import Schema, fingerprint_of
+from modelcast.errors import LoadError
+from modelcast.names import ModelVersion
+from modelcast.runtime import Array
+
+from .batches import EventBatch, Int64s, records_by_partition
+from .dead_letters import DeadLetter, DeadLetterBuilder
+from .decode.batch import BatchDecoder, DecodedBatch, PoisonEvent, SchemaSource
+from .decode.rules import Fault
+from .predictions import PredictionEncoder
+from .servable import Servable
+
+# Rows that fail one by one, none scored, before the model is to blame: halving on would cost thousands of runs.
+MODEL_FAULT_ROWS = 16
+# Why an event is poison when the model itself can't take it.
+MODEL_FAILED = "ModelFailed"
+# Fingerprints given up are remembered, so that a stream of foreign events waits once; more than this is garbage.
+GIVEN_UP_MAX = 1024
+# Versions whose decoders are kept: the live one and the one a rollback would go back to.
+_PLANS_MAX = 2
+
+
+class ModelFaultError(Exception):
+    """The model failed on every event of a batch. Caught by the scoring loop, never shown to callers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unresolved:
+    """The batch has events whose schemas are not known; nothing was scored."""
+
+    fingerprints: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """What a batch became. Every event is in one of the two."""
+
+    predictions: Mapping[int, list[dict[str, Any]]]
+    dead_letters: Sequence[DeadLetter]
+
+
+@dataclass(frozen=True, slots=True)
+class RowOutcome:
+    """What a model made of some rows.
+
+    Attributes:
+        outputs: By ONNX output, over the rows in `good`.
+        good: Indices of the rows scored, ascending.
+        failed: Index and message of each row the model can't take.
+    """
+
+    outputs: Mapping[str, Array]
+    good: Int64s
+    failed: tuple[tuple[int, str], ...]
+
+
+@dataclass(frozen=True)
+class _Plan:
+    decoder: BatchDecoder
+    encoder: PredictionEncoder
+
+
+class Scoring:
+    """Scores batches with whatever servable the caller has a lease on. For one thread at a time.
+
+    Args:
+        topic: Where the events come from.
+        schemas: Where writers' schemas are found.
+        register: Describes the predictions' schema before the first record that uses it is produced.
+        letters: Makes dead letters.
+    """
+
+    def __init__(
+        self,
+        topic: str,
+        schemas: SchemaSource,
+        register: Callable[[Schema], None],
+        letters: DeadLetterBuilder,
+    ) -> None:
+        self._topic = topic
+        self._schemas = schemas
+        self._register = register
+        self._letters = letters
+        self._plans: dict[tuple[str, ModelVersion], _Plan] = {}
+        self._given_up: dict[bytes, None] = {}
+
+    def give_up(self, fingerprints: Sequence[bytes]) -> None:
+        """Events of these schemas are poison from now on, until their schemas are found after all."""
+        for fingerprint in fingerprints:
+            self._given_up[fingerprint] = None
+        while len(self._given_up) > GIVEN_UP_MAX:
+            del self._given_up[next(iter(self._given_up))]
+
+    def score(self, servable: Servable, batch: EventBatch, *, blame_events: bool = False) -> Scored | Unresolved:
+        """Scores one batch with one version.
+
+        Args:
+            blame_events: Where the model fails on every event, these are poison: the model was found to be well.
+
+        Raises:
+            ModelFaultError: The model failed on every event it was given.
+            BrokerError: The predictions' schema could not be described.
+        """
+        plan = self._plan(servable)
+        decoded = plan.decoder.decode(batch.values)
+        unresolved = tuple(print_ for print_ in decoded.unknown if print_ not in self._given_up)
+        if unresolved:
+            return Unresolved(unresolved)
+        poison = [*decoded.poison, *self._unknown_events(decoded, batch)]
+        rows = decoded.rows
+        predictions: Mapping[int, list[dict[str, Any]]] = {}
+        if rows.size:
+            outcome = run_halving(servable.run, decoded.columns, int(rows.size), blame_rows=blame_events)
+            poison += [PoisonEvent(int(rows[row]), MODEL_FAILED, message) for row, message in outcome.failed]
+            if outcome.failed:
+                rows = rows[outcome.good]
+            if rows.size:
+                predictions = self._encode(plan.encoder, outcome.outputs, batch, rows)
+        return Scored(
+            predictions, self._letters.build(batch, sorted(poison, key=lambda event: event.index), servable.id)
+        )
+
+    def _encode(
+        self, encoder: PredictionEncoder, outputs: Mapping[str, Array], batch: EventBatch, rows: Int64s
+    ) -> Mapping[int, list[dict[str, Any]]]:
+        whole = rows.size == len(batch)
+        partitions = batch.partitions if whole else batch.partitions[rows]
+        offsets = batch.offsets if whole else batch.offsets[rows]
+        timestamps = batch.timestamps if whole else batch.timestamps[rows]
+        keys = batch.keys if whole else [batch.keys[row] for row in rows.tolist()]
+        return records_by_partition(keys, encoder.encode(outputs, partitions, offsets, timestamps), partitions)
+
+    def _plan(self, servable: Servable) -> _Plan:
+        key = (servable.manifest.repository, servable.id)
+        plan = self._plans.get(key)
+        if plan is None:
+            plan = _Plan(
+                BatchDecoder(servable.binding.specs, self._schemas), PredictionEncoder(servable.manifest, self._topic)
+            )
+            self._register(plan.encoder.schema)
+            self._plans[key] = plan
+            while len(self._plans) > _PLANS_MAX:
+                del self._plans[next(iter(self._plans))]
+        return plan
+
+    @staticmethod
+    def _unknown_events(decoded: DecodedBatch, batch: EventBatch) -> list[PoisonEvent]:
+        if not decoded.unknown:
+            return []
+        left: npt.NDArray[np.bool_] = np.ones(len(batch), np.bool_)
+        left[decoded.rows] = False
+        left[[event.index for event in decoded.poison]] = False
+        found = []
+        for row in np.flatnonzero(left).tolist():
+            fingerprint = fingerprint_of(batch.values[row] or b"") or b""
+            message = f"no schema with fingerprint {fingerprint.hex()} is described on the schemas topic"
+            found.append(PoisonEvent(row, Fault.UNKNOWN_SCHEMA.value, message))
+        return found
+
+
+def run_halving(
+    run: Callable[[Mapping[str, Array]], Mapping[str, Array]],
+    columns: Mapping[str, Array],
+    count: int,
+    *,
+    blame_rows: bool = False,
+) -> RowOutcome:
+    """Runs a model on `count` rows, leaving out those it fails on.
+
+    Args:
+        blame_rows: That no row can be scored is the rows' fault, not the model's.
+
+    Raises:
+        ModelFaultError: No row could be scored.
+    """
+    try:
+        return RowOutcome(run(columns), np.arange(count), ())
+    except LoadError as error:
+        first = error
+    parts: list[Mapping[str, Array]] = []
+    good: list[Int64s] = []
+    failed: list[tuple[int, str]] = []
+    ranges = [(count // 2, count), (0, count // 2)] if count > 1 else []
+    if count == 1:
+        failed.append((0, first.message))
+    while ranges:
+        start, stop = ranges.pop()
+        if not parts and not blame_rows and len(failed) >= MODEL_FAULT_ROWS:
+            break
+        try:
+            parts.append(run({name: column[start:stop] for name, column in columns.items()}))
+        except LoadError as error:
+            if stop - start == 1:
+                failed.append((start, error.message))
+            else:
+                middle = (start + stop) // 2
+                ranges += [(middle, stop), (start, middle)]
+        else:
+            good.append(np.arange(start, stop))
+    if not parts:
+        if blame_rows:
+            return RowOutcome({}, np.arange(0), tuple(failed))
+        raise ModelFaultError(first.message) from first
+    outputs = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    return RowOutcome(outputs, np.concatenate(good), tuple(failed))
