@@ -23,7 +23,8 @@
     │   ├── IntegrityError            bytes do not match their digest or declared size
     │   ├── BindingError              inputs can't be bound to the fields of the events
     │   ├── GoldenError               golden examples were not reproduced, or are not finite
-    │   └── LoadError                 the runtime could not build a session
+    │   ├── LoadError                 the runtime could not build a session
+    │   └── QuarantinedError          processes died loading it; left alone for a while
     ├── CacheError                    the cache of model files can't be read or written (1)
     ├── GateError                     a published requirement was not met (6)
     ├── FencedError                   another holder of the transactional id took over (7)
@@ -207,6 +208,13 @@ class CacheError(ModelcastError):
     """The folder that holds fetched models is full, read-only or not this user's; says nothing of the model."""
 
     retriable = True  # space is freed, permissions are mended
+
+
+class QuarantinedError(ModelRefusedError):
+    """Processes died while they loaded this content, so it is not tried for a while."""
+
+    reason = "quarantined"
+    retriable = True  # quarantine ends by itself
 
 
 class GateError(ModelcastError):
