@@ -5,6 +5,7 @@
 - Two of them within `EXPIRY_S` quarantine the content, not the number: one kill by chance bans no good model, and the
   same bytes under another number stay banned.
 - Loads of several live processes hold a marker each, and count for nothing.
+- A folder that can't be written costs the memory of crashes, not the service.
 
     with Quarantine(state_dir).guard(manifest):
         loader.load(...)
@@ -15,6 +16,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import fcntl
+import logging
 import os
 import time
 import uuid
@@ -24,6 +26,8 @@ from typing import Final
 
 from modelcast.errors import QuarantinedError
 from modelcast.records import Manifest
+
+LOGGER: Final = logging.getLogger("modelcast.control")
 
 # The first death may be the out-of-memory killer's choice, or an operator's.
 MAX_DEATHS: Final = 2
@@ -60,10 +64,15 @@ class Quarantine:
                 f"{manifest.id} is in quarantine: {deaths} processes died while they loaded it",
                 hint=f"It is tried again an hour after the last; to try at once, delete {folder}.",
             )
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         marker = folder / f"{os.getpid()}-{uuid.uuid4().hex}"
-        handle = os.open(marker, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
-        fcntl.flock(handle, fcntl.LOCK_EX)
+        try:
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            handle = os.open(marker, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        except OSError as error:
+            LOGGER.warning("%s is loaded without a mark that a crash would leave: %s", manifest.id, error)
+            yield
+            return
 
         def forget() -> None:
             marker.unlink(missing_ok=True)

@@ -112,6 +112,12 @@ def test_processes_that_load_at_the_same_time_count_for_nothing(tmp_path: Path) 
         process.join(60)
 
 
+def test_a_folder_that_can_not_be_written_stops_no_load(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "loading").write_text("a file where the folder should be")
+    assert may_load(tmp_path)
+    assert "fraud@1 is loaded without a mark" in caplog.text
+
+
 def test_without_a_folder_nothing_is_guarded() -> None:
     with Quarantine(None).guard(manifest(1)):
         pass
