@@ -149,7 +149,10 @@ def feeds(bindings: Sequence[InputBinding], rows: Rows) -> dict[str, Array]:
 
 def _read_npz(path: Path) -> Rows:
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        loaded = np.load(path, allow_pickle=False)
+        if not isinstance(loaded, np.lib.npyio.NpzFile):
+            raise ValueError("it holds one array without a name")
+        with loaded as archive:
             return _of_mapping({name: archive[name] for name in archive.files})
     except (OSError, EOFError, zipfile.BadZipFile, AttributeError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error) or "not an archive"
@@ -170,10 +173,8 @@ def _of_object(source: Any) -> Rows:
     if isinstance(source, Sequence) and all(isinstance(row, Mapping) for row in source):
         if not source:
             return Rows({}, 0)
-        try:
-            return _of_frame(pl.DataFrame([dict(row) for row in source], infer_schema_length=None))
-        except (pl.exceptions.PolarsError, TypeError, ValueError, OverflowError) as error:
-            raise SourceError(f"the examples are not rows of one kind: {error}", hint=_HINT) from error
+        names = dict.fromkeys(str(name) for row in source for name in row)
+        return Rows({name: _series(name, [row.get(name) for row in source]) for name in names}, len(source))
     raise SourceError(
         f"examples can't be a {type(source).__name__}",
         hint="Give a path, a DataFrame, a dict of arrays, or a list of dicts.",
@@ -215,8 +216,8 @@ def _series(name: str, values: list[Any]) -> pl.Series:
     except (pl.exceptions.PolarsError, TypeError, ValueError, OverflowError):
         try:  # integers first, floats later
             return pl.Series(name, values, dtype=pl.Float64)
-        except (pl.exceptions.PolarsError, TypeError, ValueError, OverflowError) as error:
-            raise BindingError(f"field {name!r} of the examples holds values of different kinds") from error
+        except (pl.exceptions.PolarsError, TypeError, ValueError, OverflowError):
+            return pl.Series(name, values, dtype=pl.Object)  # refused if anybody asks for it
 
 
 def _as_array(name: str, values: Any) -> Array:

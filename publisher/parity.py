@@ -27,8 +27,9 @@ Array = npt.NDArray[Any]
 TOLERANCE: Final = Tolerance(relative=1e-3, absolute=1e-5)
 
 _HINT = (
-    "The converter expressed it wrongly, or float32 inputs fall on the other side of a tree's threshold "
-    "(trees need no scaler before them). Replace that step, or publish an ONNX file of your own."
+    "The converter expresses a step wrongly (as skl2onnx does categorical_features of histogram gradient boosting: "
+    "encode them one-hot), or a scaler's float32 falls on the other side of a tree's threshold (trees need none). "
+    "Replace that step, or publish an ONNX file of your own."
 )
 
 

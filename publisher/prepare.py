@@ -11,7 +11,7 @@ it with an error that says what to do, and leaves the folder as it was.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -21,7 +21,7 @@ import numpy.typing as npt
 import onnx
 
 from modelcast import golden, graph, runtime
-from modelcast.errors import ConversionError, GoldenError, StructureError
+from modelcast.errors import ConversionError, GoldenError, ModelRefusedError, ParityError, StructureError
 from modelcast.golden import Examples
 from modelcast.graph import GraphFacts
 from modelcast.names import avro_name
@@ -113,10 +113,9 @@ def prepare(
         rows = rows.head(examples_of.MAX_ROWS)
     before = set(directory.iterdir())
     try:
-        return _prepare(loaded, rows, fields, directory, limits, tell)
+        return _prepare(loaded, rows, fields, directory, limits, tell, before)
     except BaseException:
-        for path in set(directory.iterdir()) - before:
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        _clear(directory, before)
         raise
 
 
@@ -127,18 +126,35 @@ def _prepare(
     directory: Path,
     limits: SmokeLimits,
     tell: Callable[[str], None],
+    keep: Set[Path],
 ) -> PreparedModel:
     if isinstance(loaded, Candidate):
-        candidate = loaded
-    else:
-        tell("convert")
-        candidate = estimators.convert(loaded, rows, fields)
-    original, known, frameworks = candidate.original, candidate.fields, candidate.frameworks
+        return _try(loaded, rows, fields, directory, limits, tell)
+    tell("convert")
+    try:
+        return _try(estimators.convert(loaded, rows, fields), rows, fields, directory, limits, tell)
+    except ParityError as error:
+        tell("convert with float64, because float32 does not agree with the original")
+        _clear(directory, keep)
+        try:
+            return _try(estimators.convert(loaded, rows, fields, precise=True), rows, fields, directory, limits, tell)
+        except ModelRefusedError:
+            raise error from None  # of the two the one about the graph that everybody would get
+
+
+def _try(
+    candidate: Candidate,
+    rows: Rows,
+    fields: Sequence[str] | None,
+    directory: Path,
+    limits: SmokeLimits,
+    tell: Callable[[str], None],
+) -> PreparedModel:
+    original = candidate.original
     tree.write(candidate.model, candidate.folder, directory)
-    del loaded, candidate  # a model of gigabytes need not stay in memory beside its child process
     tell("check")
     facts = _check_graph(directory, converted=original is not None)
-    bindings = _bind(facts, rows, fields, known)
+    bindings = examples_of.bind(facts.inputs, rows, fields if fields is not None else candidate.fields)
     rows = rows.head(_rows_within(SMOKE_VALUES, bindings))
     feeds = examples_of.feeds(bindings, rows)
     tell("smoke-run")
@@ -160,8 +176,16 @@ def _prepare(
         opsets=dict(facts.opsets),
         tolerance=Tolerance(),
         probe=result.probe,
-        frameworks={**frameworks, "onnxruntime": runtime.versions()["onnxruntime"]},
+        frameworks={**candidate.frameworks, "onnxruntime": runtime.versions()["onnxruntime"]},
     )
+
+
+def _clear(directory: Path, keep: Set[Path]) -> None:
+    for path in set(directory.iterdir()) - keep:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
 def _silent(_: str) -> None:
@@ -212,13 +236,6 @@ def _check_kinds(facts: GraphFacts) -> None:
                 hint="Rename the output in the graph, e.g. with onnx.compose or at export (output_names=[...]).",
             )
         names[field] = info.name
-
-
-def _bind(
-    facts: GraphFacts, rows: Rows, fields: Sequence[str] | None, known: tuple[str, ...] | None
-) -> tuple[InputBinding, ...]:
-    """Binds; a matrix takes the columns its estimator was trained with unless the caller names others."""
-    return examples_of.bind(facts.inputs, rows, fields if fields is not None else known)
 
 
 def _rows_within(values: int, bindings: Sequence[InputBinding]) -> int:

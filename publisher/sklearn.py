@@ -17,17 +17,18 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import ModuleType
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 import onnx
-from onnx import TensorProto, helper
+from onnx import TensorProto
 
 from modelcast.errors import BindingError, ConversionError, MissingExtraError, ParityError, SourceError, UsageError
 
+from . import rewrite
 from .examples import Rows
 from .parity import TOLERANCE, Expected
 from .sources import SKLEARN_HINT, Candidate
@@ -39,7 +40,6 @@ OPSETS: Final = {"": 21, "ai.onnx.ml": 3}
 MATRIX_INPUT: Final = "X"
 
 _WAY_OUT = "Replace that step by one skl2onnx converts, or export the model yourself and publish the .onnx file."
-_TENSOR_TYPES = {"f": TensorProto.FLOAT, "i": TensorProto.INT64, "b": TensorProto.BOOL, "O": TensorProto.STRING}
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,7 @@ class _Plan:
         matrix: Its input's name.
         texts: Whether the matrix is of strings.
         names: Column names the estimator knows, in order; None if it was trained on arrays.
+        precise: Whether floats are float64.
     """
 
     kinds: Mapping[str, str] = field(default_factory=dict)
@@ -59,15 +60,18 @@ class _Plan:
     matrix: str = MATRIX_INPUT
     texts: bool = False
     names: tuple[str, ...] | None = None
+    precise: bool = False
 
 
-def convert(estimator: Any, rows: Rows, fields: Sequence[str] | None) -> Candidate:
+def convert(estimator: Any, rows: Rows, fields: Sequence[str] | None, *, precise: bool = False) -> Candidate:
     """Converts a fitted estimator.
 
     Args:
         estimator: Anything skl2onnx has a converter for.
         rows: The examples; their types become the inputs' types.
         fields: Names the caller gave for the columns of a matrix input, if any.
+        precise: Whether floats are float64 up to the trees: for a scaler before them, whose float32 results fall on
+            the other side of a threshold.
 
     Raises:
         MissingExtraError: scikit-learn or skl2onnx is not installed.
@@ -78,13 +82,14 @@ def convert(estimator: Any, rows: Rows, fields: Sequence[str] | None) -> Candida
     """
     sklearn, skl2onnx = _packages()
     _check_fitted(estimator)
-    plan = _plan(estimator, rows, fields)
+    plan = replace(_plan(estimator, rows, fields), precise=precise)
     model = _to_onnx(skl2onnx, estimator, plan)
-    roles = _name_outputs(model.graph, estimator)
+    roles = _name_outputs(model.graph, estimator, plan)
     if plan.width and plan.kinds:
-        _join_columns(model.graph, plan)
+        rewrite.join_columns(model.graph, plan.kinds, TensorProto.DOUBLE if precise else TensorProto.FLOAT)
     elif plan.kinds:
-        _cast_booleans(model.graph, plan)
+        for value in [value for value in model.graph.input if plan.kinds[value.name] == "b"]:
+            rewrite.cast_boolean(model.graph, value)
         _drop_unused_inputs(model.graph, rows)
     return Candidate(
         model,
@@ -217,30 +222,49 @@ def _is_usable(rows: Rows, name: str) -> bool:
 def _to_onnx(skl2onnx: ModuleType, estimator: Any, plan: _Plan) -> onnx.ModelProto:
     from skl2onnx.common import data_types as types
 
+    floats = types.DoubleTensorType if plan.precise else types.FloatTensorType
     if plan.width:
-        kind = types.StringTensorType if plan.texts else types.FloatTensorType
+        kind = types.StringTensorType if plan.texts else floats
         inputs = [(plan.matrix, kind([None, plan.width]))]
     else:
         # Converters do not take booleans everywhere; as integers 0 and 1 they are equal to them.
-        tensors = {"f": types.FloatTensorType, "i": types.Int64TensorType, "b": types.Int64TensorType}
+        tensors = {"f": floats, "i": types.Int64TensorType, "b": types.Int64TensorType}
         inputs = [(name, tensors.get(kind, types.StringTensorType)([None, 1])) for name, kind in plan.kinds.items()]
     source = _with_float32_thresholds(estimator)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        for options in ({id(source): {"zipmap": False}}, None):
-            try:
-                model = skl2onnx.convert_sklearn(
-                    source, name="model", initial_types=inputs, target_opset=OPSETS, options=options
-                )
-            except NameError as error:  # what skl2onnx raises for an option that an estimator has not
-                if options is None:
-                    raise _conversion_error(estimator, error) from error
-            except Exception as error:  # converters raise what they like
-                raise _conversion_error(estimator, error) from error
-            else:
-                model.ClearField("producer_version")  # of the converter: the manifest names it
-                return model  # type: ignore[no-any-return]
-    raise AssertionError("unreachable: the second try returns or raises")
+        model = _convert(skl2onnx, source, inputs)
+    model.ClearField("producer_version")  # of the converter: the manifest names it
+    for value, (name, _) in zip(list(model.graph.input), inputs, strict=True):  # some names it keeps for itself
+        rewrite.rename(model.graph, value.name, name)
+    if plan.precise:
+        rewrite.narrow_trees(model.graph)
+    return model
+
+
+def _convert(skl2onnx: ModuleType, source: Any, inputs: Sequence[tuple[str, Any]]) -> onnx.ModelProto:
+    """Tries the options that give tensors; an estimator that has not an option raises NameError."""
+    from sklearn.base import is_classifier
+
+    scorers = [part for part in _parts(source) if is_classifier(part) and not hasattr(part, "predict_proba")]
+    tries: list[dict[int, dict[str, bool]] | None] = [
+        {id(source): {"zipmap": False}},
+        {id(part): {"raw_scores": True} for part in scorers if not hasattr(part, "steps")},
+        None,
+    ]
+    for options in tries:
+        try:
+            model = skl2onnx.convert_sklearn(
+                source, name="model", initial_types=list(inputs), target_opset=OPSETS, options=options
+            )
+        except NameError as error:
+            if options is None:
+                raise _conversion_error(source, error) from error
+        except Exception as error:  # converters raise what they like
+            raise _conversion_error(source, error) from error
+        else:
+            return model  # type: ignore[no-any-return]
+    raise AssertionError("unreachable: the last try returns or raises")
 
 
 def _conversion_error(estimator: Any, error: Exception) -> ConversionError:
@@ -273,7 +297,7 @@ def _round_down(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:
     return np.where(nearest > values, np.nextafter(nearest, np.float32(-np.inf)), nearest)
 
 
-def _name_outputs(graph: onnx.GraphProto, estimator: Any) -> dict[str, str]:
+def _name_outputs(graph: onnx.GraphProto, estimator: Any, plan: _Plan) -> dict[str, str]:
     """Renames outputs as documented; returns the role of each by name."""
     from sklearn.base import is_classifier
 
@@ -284,75 +308,13 @@ def _name_outputs(graph: onnx.GraphProto, estimator: Any) -> dict[str, str]:
             role = ("label", "probabilities" if hasattr(estimator, "predict_proba") else "scores")[index]
         elif index == 0 and len(graph.output) == 1:
             role = "variable"
-        taken = {name for name in _value_names(graph) if name != output.name}
-        name = role if role not in taken else f"predicted_{role}"
-        _rename(graph, output.name, name)
+        name = role if role not in {value.name for value in graph.input} | set(plan.kinds) else f"predicted_{role}"
+        rewrite.rename(graph, output.name, name)
         roles[name] = role
         if role == "scores":  # converters declare one value per class where two classes have one
             for size in output.type.tensor_type.shape.dim[1:]:
                 size.Clear()
     return roles
-
-
-def _value_names(graph: onnx.GraphProto) -> set[str]:
-    names = {value.name for value in (*graph.input, *graph.output, *graph.initializer)}
-    return names.union(*((*node.input, *node.output) for node in graph.node))
-
-
-def _rename(graph: onnx.GraphProto, old: str, new: str) -> None:
-    for value in (*graph.input, *graph.output, *graph.value_info):
-        if value.name == old:
-            value.name = new
-    for node in graph.node:
-        for names in (node.input, node.output):
-            for index, name in enumerate(names):
-                if name == old:
-                    names[index] = new
-        for attribute in node.attribute:
-            if attribute.type == onnx.AttributeProto.GRAPH:
-                _rename(attribute.g, old, new)
-
-
-def _unused(graph: onnx.GraphProto, stem: str) -> str:
-    taken = _value_names(graph)
-    return next(name for name in (stem, *(f"{stem}_{n}" for n in range(len(taken) + 1))) if name not in taken)
-
-
-def _put_first(graph: onnx.GraphProto, nodes: Sequence[onnx.NodeProto]) -> None:
-    rest = list(graph.node)
-    del graph.node[:]
-    graph.node.extend([*nodes, *rest])
-
-
-def _cast_booleans(graph: onnx.GraphProto, plan: _Plan) -> None:
-    casts = []
-    for value in graph.input:
-        if plan.kinds.get(value.name) != "b":
-            continue
-        name, inner = value.name, _unused(graph, f"{value.name}_as_integer")
-        _rename(graph, name, inner)
-        value.CopyFrom(helper.make_tensor_value_info(name, TensorProto.BOOL, [None, 1]))
-        casts.append(helper.make_node("Cast", [name], [inner], name=inner, to=TensorProto.INT64))
-    _put_first(graph, casts)
-
-
-def _join_columns(graph: onnx.GraphProto, plan: _Plan) -> None:
-    """Replaces the matrix input by one input per column, cast to float32 and joined."""
-    matrix = _unused(graph, "joined")
-    _rename(graph, graph.input[0].name, matrix)
-    del graph.input[:]
-    nodes, parts = [], []
-    for name, kind in plan.kinds.items():
-        if name in _value_names(graph):
-            raise ConversionError(
-                f"column {name!r} has the name of a value within the graph", hint="Rename the column."
-            )
-        graph.input.append(helper.make_tensor_value_info(name, _TENSOR_TYPES[kind], [None, 1]))
-        parts.append(_unused(graph, f"{name}_as_float"))
-        nodes.append(helper.make_node("Cast", [name], [parts[-1]], name=parts[-1], to=TensorProto.FLOAT))
-        graph.node.append(nodes[-1])
-    del graph.node[len(graph.node) - len(nodes) :]
-    _put_first(graph, [*nodes, helper.make_node("Concat", parts, [matrix], name=matrix, axis=1)])
 
 
 def _drop_unused_inputs(graph: onnx.GraphProto, rows: Rows) -> None:
