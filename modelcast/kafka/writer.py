@@ -3,16 +3,18 @@
 - A topic is checked before its first record: a producer of librdkafka would create a missing one with the broker's
   defaults, and a registry that expires is worse than an error.
 - The queue is bounded; `send` waits while it is full. Acknowledgements are served by `send` and `flush`, on the thread
-  that calls them.
+  that calls them: after each record that asked for one, else every few milliseconds, since asking costs as much as
+  queueing a small record.
+- Failures are counted, not collected: a million records that failed alike must not fill the memory.
 - `close` does not wait: what was not flushed may be lost.
 """
 
 from __future__ import annotations
 
-from collections import deque
+import time
 from collections.abc import Callable, Mapping, Sequence
 from threading import Lock
-from typing import Final
+from typing import Any, Final
 
 from confluent_kafka import KafkaError, KafkaException, Message
 
@@ -23,10 +25,11 @@ from .faults import Faults, error_of
 from .settings import transactional_settings, writer_settings
 from .transaction import State, Transactions
 
-# librdkafka's word for "the partitioner decides" and for "now".
+# librdkafka's word for "the partitioner decides".
 _ANY_PARTITION: Final = -1
-_NOW: Final = 0
 _FULL_QUEUE_WAIT_S: Final = 0.05
+# Thousands of small records at full rate, each one of a slow sender; the queue's own limit is far above it.
+_SERVE_EVERY_S: Final = 0.01
 # What an abort purged was not delivered on purpose.
 _PURGED: Final = frozenset({KafkaError._PURGE_QUEUE, KafkaError._PURGE_INFLIGHT})
 
@@ -38,9 +41,11 @@ class KafkaWriter:
         self._faults = faults
         self._check_topic = check_topic
         self._checked: set[str] = set()
-        self._failures: deque[tuple[KafkaError, str]] = deque()
+        self._failed_count = 0
+        self._first_failure: tuple[KafkaError, str] | None = None
+        self._serve_at = 0.0
         self._lock = Lock()
-        self._producer = make_producer(self._client_settings(settings), faults)
+        self._producer = make_producer({**self._client_settings(settings), "on_delivery": self._delivered}, faults)
 
     def _client_settings(self, settings: Mapping[str, str]) -> Mapping[str, object]:
         return writer_settings(settings)
@@ -67,14 +72,13 @@ class KafkaWriter:
             self._check_topic(topic)
             self._checked.add(topic)
 
-        def delivered(error: KafkaError | None, message: Message) -> None:
-            if error is not None:
-                self._failures.append((error, topic))
-            elif on_ack is not None:
-                place, offset = message.partition(), message.offset()
-                if place is not None and offset is not None:
-                    on_ack(place, offset)
-
+        extra: dict[str, Any] = {}
+        if timestamp_ms is not None:
+            extra["timestamp"] = timestamp_ms
+        if headers:
+            extra["headers"] = list(headers)
+        if on_ack is not None:
+            extra["on_delivery"] = self._telling(on_ack)
         while True:
             try:
                 self._producer.produce(
@@ -82,9 +86,7 @@ class KafkaWriter:
                     value=value,
                     key=key,
                     partition=_ANY_PARTITION if partition is None else partition,
-                    timestamp=_NOW if timestamp_ms is None else timestamp_ms,
-                    headers=list(headers) or None,
-                    on_delivery=delivered,
+                    **extra,
                 )
             except BufferError:
                 self._producer.poll(_FULL_QUEUE_WAIT_S)
@@ -92,7 +94,10 @@ class KafkaWriter:
                 raise self._explain(error_of(error), f"can't send to topic {topic!r}") from error
             else:
                 break
-        serve(self._producer, self._faults)
+        now = time.monotonic()
+        if on_ack is not None or now >= self._serve_at:
+            self._serve_at = now + _SERVE_EVERY_S
+            serve(self._producer, self._faults)
 
     def flush(self, timeout_s: float) -> None:
         """Waits until every queued record is acknowledged.
@@ -102,12 +107,10 @@ class KafkaWriter:
             TopicNotFoundError: A record's topic was deleted.
         """
         left = self._producer.flush(timeout_s)
-        with self._lock:
-            failures = [failure for failure in self._failures if failure[0].code() not in _PURGED]
-            self._failures.clear()
-        if failures:
-            error, topic = failures[0]
-            more = f" (and {len(failures) - 1} more records)" if len(failures) > 1 else ""
+        failed, failure = self._take_failures()
+        if failure is not None:
+            error, topic = failure
+            more = f" (and {failed - 1} more records)" if failed > 1 else ""
             raise self._explain(error, f"can't deliver to topic {topic!r}{more}")
         if left:
             timed_out = KafkaError(KafkaError._TIMED_OUT, "no acknowledgement")
@@ -116,6 +119,30 @@ class KafkaWriter:
     def close(self) -> None:
         """Frees the connection at once; what was not flushed may be lost."""
         close_producer(self._producer, self._faults)
+
+    def _delivered(self, error: KafkaError | None, message: Message) -> None:
+        if error is None or error.code() in _PURGED:
+            return
+        with self._lock:
+            self._failed_count += 1
+            if self._first_failure is None:
+                self._first_failure = (error, message.topic() or "?")
+
+    def _telling(self, on_ack: OnAck) -> Callable[[KafkaError | None, Message], None]:
+        def delivered(error: KafkaError | None, message: Message) -> None:
+            place, offset = message.partition(), message.offset()
+            if error is None and place is not None and offset is not None:
+                on_ack(place, offset)
+            else:
+                self._delivered(error, message)
+
+        return delivered
+
+    def _take_failures(self) -> tuple[int, tuple[KafkaError, str] | None]:
+        with self._lock:
+            taken = self._failed_count, self._first_failure
+            self._failed_count, self._first_failure = 0, None
+        return taken
 
     def _explain(self, error: KafkaError, doing: str) -> Exception:
         return self._faults.explain(error, doing)
@@ -195,8 +222,7 @@ class KafkaTransactionalWriter(KafkaWriter):
     def _forget_failures(self) -> None:
         """Failures of a transaction that ended were told by its end."""
         serve(self._producer, self._faults)
-        with self._lock:
-            self._failures.clear()
+        self._take_failures()
 
     def _explain(self, error: KafkaError, doing: str) -> Exception:
         return self._transactions.failed(error, doing)
