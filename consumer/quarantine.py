@@ -1,105 +1,92 @@
-"""Versions that killed the process that loaded them: after two such deaths they are left alone for a while.
+"""Versions whose loading ended the process, remembered over restarts: no crash loop.
 
-- Each load holds a locked marker file, removed when the load ends, however it ends, and when the process exits by
-  itself. A marker whose lock is free is what a dead process left: the system frees its locks.
-- Two of them within `EXPIRY_S` quarantine the content, not the number: one kill by chance bans no good model, and the
-  same bytes under another number stay banned.
-- Loads of several live processes hold a marker each, and count for nothing.
-- A folder that can't be written costs the memory of crashes, not the service.
+- A load leaves a marker file, locked while it lasts. A marker nobody holds belongs to a process that died loading.
+- One such death may be chance (a kill, a full memory); after two the version is refused, until the markers expire or
+  the folder is cleared.
 
-    with Quarantine(state_dir).guard(manifest):
-        loader.load(...)
+One file a load, `<folder>/crashes/<digest>.<random>`.
 """
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import fcntl
-import logging
 import os
 import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Final
 
-from modelcast.errors import QuarantinedError
-from modelcast.records import Manifest
+from modelcast import digest
+from modelcast.errors import LoadError
 
-LOGGER: Final = logging.getLogger("modelcast.control")
-
-# The first death may be the out-of-memory killer's choice, or an operator's.
-MAX_DEATHS: Final = 2
-# Long enough that a supervisor's restarts do not become a crash loop, short enough that a mended host recovers alone.
-EXPIRY_S: Final = 3600.0
+MAX_CRASHES = 2
+# A runtime or driver may be mended without a new version; a day later it is tried again.
+EXPIRY_S = 24 * 3600.0
 
 
 class Quarantine:
-    """The markers of one state folder.
+    """Crash memory of one host and user.
 
     Args:
-        folder: None guards nothing.
-        now_s: Epoch seconds, as the file system tells them.
+        folder: The state folder; None remembers nothing.
     """
 
-    def __init__(self, folder: Path | None, *, now_s: Callable[[], float] = time.time) -> None:
-        self._folder = None if folder is None else folder / "loading"
-        self._now_s = now_s
+    def __init__(self, folder: Path | None, *, now: Callable[[], float] = time.time) -> None:
+        self._folder = None if folder is None else folder / "crashes"
+        self._now = now
 
     @contextlib.contextmanager
-    def guard(self, manifest: Manifest) -> Iterator[None]:
-        """Marks a load while it lasts.
+    def guard(self, content: str, name: str) -> Iterator[None]:
+        """Surrounds the load of a version.
+
+        Args:
+            content: Digest of the version's content.
+            name: The version, for messages.
 
         Raises:
-            QuarantinedError: The version's content killed the process that loaded it, twice.
+            LoadError: Loading this content ended a process twice.
         """
-        if self._folder is None:
-            yield
-            return
-        folder = self._folder / manifest.digest.partition(":")[2]
-        deaths = self._deaths(folder)
-        if deaths >= MAX_DEATHS:
-            raise QuarantinedError(
-                f"{manifest.id} is in quarantine: {deaths} processes died while they loaded it",
-                hint=f"It is tried again an hour after the last; to try at once, delete {folder}.",
-            )
-        marker = folder / f"{os.getpid()}-{uuid.uuid4().hex}"
-        try:
-            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            handle = os.open(marker, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        except OSError as error:
-            LOGGER.warning("%s is loaded without a mark that a crash would leave: %s", manifest.id, error)
-            yield
-            return
-
-        def forget() -> None:
-            marker.unlink(missing_ok=True)
-
-        atexit.register(forget)
+        opened = self._enter(digest.hex_part(content), name)
         try:
             yield
         finally:
-            forget()
-            os.close(handle)
-            atexit.unregister(forget)
-
-    def _deaths(self, folder: Path) -> int:
-        deaths = 0
-        for marker in folder.iterdir() if folder.is_dir() else ():
-            try:
-                handle = os.open(marker, os.O_RDWR)
-            except FileNotFoundError:
-                continue  # that load just ended
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if self._now_s() - os.fstat(handle).st_mtime > EXPIRY_S:
+            if opened is not None:
+                marker, file = opened
+                with contextlib.suppress(OSError):
                     marker.unlink(missing_ok=True)
-                else:
-                    deaths += 1
-            except BlockingIOError:
-                pass  # its process lives, and loads
-            finally:
-                os.close(handle)
-        return deaths
+                os.close(file)
+
+    def _enter(self, content: str, name: str) -> tuple[Path, int] | None:
+        """A locked marker; None if the folder can't be written, which costs the memory of crashes, not the service."""
+        if self._folder is None:
+            return None
+        try:
+            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            crashes = self._count(self._folder, content)
+            if crashes < MAX_CRASHES:
+                marker = self._folder / f"{content}.{uuid.uuid4().hex}"
+                file = os.open(marker, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
+                fcntl.flock(file, fcntl.LOCK_EX)
+                return marker, file
+        except OSError:
+            return None
+        raise LoadError(
+            f"loading {name} ended the process {crashes} times; it is quarantined for {EXPIRY_S / 3600:g} hours",
+            hint=f"To try it again, remove {self._folder}.",
+        )
+
+    def _count(self, folder: Path, content: str) -> int:
+        crashes = 0
+        for marker in folder.glob(f"{content}.*"):
+            with contextlib.suppress(OSError):
+                if self._now() - marker.stat().st_mtime > EXPIRY_S:
+                    marker.unlink(missing_ok=True)
+                    continue
+                file = os.open(marker, os.O_RDWR)
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    crashes += 1
+                finally:
+                    os.close(file)
+        return crashes

@@ -16,8 +16,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from modelcast import golden
+from modelcast.consumer.probe import Trial, TrialRunner
 from modelcast.errors import SmokeRunError
-from modelcast.limited import Trial, TrialRunner
 
 MEMORY_BYTES = 256 << 20
 
@@ -38,18 +38,15 @@ def write(path: Path, nodes: list[onnx.NodeProto], *initializers: TensorProto) -
     return path
 
 
-def trial(graph: Path, *, wall_s: float = 30.0, outputs: Path | None = None) -> Trial:
-    return Trial(graph, graph.with_name("examples.npz"), MEMORY_BYTES, wall_s, outputs)
+def trial(graph: Path, *, wall_s: float = 30.0) -> Trial:
+    return Trial(graph, graph.with_name("examples.npz"), MEMORY_BYTES, wall_s)
 
 
-def test_a_good_graph_is_run_and_its_outputs_written(runner: TrialRunner, tmp_path: Path) -> None:
-    graph = write(tmp_path / "model.onnx", [helper.make_node("Abs", ["x"], ["y"])])
-    probe = runner.run(trial(graph, outputs=tmp_path / "outputs.npz"))
+def test_a_good_graph_says_what_it_took(runner: TrialRunner, tmp_path: Path) -> None:
+    probe = runner.run(trial(write(tmp_path / "model.onnx", [helper.make_node("Abs", ["x"], ["y"])])))
     assert probe.load_ms > 0
     assert probe.run_ms > 0
     assert 10 << 20 < probe.peak_bytes < 1 << 30
-    examples = golden.read(tmp_path / "outputs.npz")
-    assert (examples.inputs["x"].tolist(), examples.outputs["y"].tolist()) == ([1.0, -2.0], [1.0, 2.0])
 
 
 def test_f19_an_allocation_bomb_meets_its_memory_limit(runner: TrialRunner, tmp_path: Path) -> None:

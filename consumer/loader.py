@@ -1,0 +1,291 @@
+"""From a manifest to a servable: the steps, each with its error and its deadline.
+
+    fetch       missing files into the cache, digests of all     IntegrityError, BrokerError, CacheError
+    structure   what the graph asks for, its signature           StructureError
+    binding     event fields, where they are known               BindingError
+    probe       load and run in a limited child process          SmokeRunError
+    session     the runtime's session on the wanted device       LoadError
+    warm        a run for each batch bucket                      LoadError
+    golden      the examples reproduced within tolerance         GoldenError
+
+- The first failure ends it and leaves nothing behind; whatever runs goes on running.
+- The golden examples are run before the batch buckets that are made of them, so that the first run is the one checked.
+- Steps that native code may hold for ever run on a thread that is given up at the deadline.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import Self, TypeVar
+
+import numpy as np
+
+from modelcast import golden, graph, runtime
+from modelcast.errors import GoldenError, LoadError, StructureError
+from modelcast.folders import state_folder
+from modelcast.golden import Examples
+from modelcast.log import Log
+from modelcast.records import EXAMPLES_PATH, GRAPH_PATH, Manifest
+from modelcast.registry.image import VersionRecord
+from modelcast.runtime import Array
+from modelcast.topics import Topics
+
+from .binding import Binding, EventFields
+from .cache import Cache
+from .fetch import Fetcher, Progress
+from .probe import Trial, TrialRunner
+from .quarantine import Quarantine
+from .servable import LoadReport, Servable
+
+T = TypeVar("T")
+
+# What a graph may take beside its own files when it is tried: activations of its examples, the runtime's arena.
+PROBE_MEMORY_BYTES = 2 << 30
+# A file's bytes are mapped or read, repacked for the processor, and held twice while that happens.
+PROBE_MEMORY_PER_BYTE = 3
+# Loading and running examples takes seconds; whoever waits for a minute has a loop.
+PROBE_S = 60.0
+SESSION_S = 120.0
+GOLDEN_S = 60.0
+# What slow disks give: large models get this much longer.
+LOAD_BYTES_PER_S = 50 << 20
+
+# Batch sizes that are run before a version goes live: a lone event, a stream's trickle, a backlog.
+BATCH_BUCKETS = (1, 64, 1024, 4096)
+# A bucket expected to take longer is left out: a slow model's first large batch costs little more than its second. On a
+# GPU it does, since kernels are chosen and memory is reserved for each shape.
+WARM_BUCKET_MS = 250.0
+WARM_BUCKET_CUDA_MS = 10_000.0
+
+# Fewer examples can give the same output by chance; so many different ones that all do show a model that says nothing.
+MIN_VARIED_EXAMPLES = 8
+
+
+class Loader:
+    """Loads versions; for one thread at a time. Use as a context manager.
+
+    Args:
+        log: Where the chunks are.
+        topics: The repository's topics.
+        cache_dir: Folder of the model cache; None for the user's.
+        state_dir: Folder of the crash memory; None for the user's.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        threads: Threads one run may use; 0 lets the runtime choose.
+        prepacking: Whether weights are repacked at load (see `runtime.open_session`).
+        probe: Whether versions are tried in a limited child first.
+        buckets: Batch sizes to warm.
+
+    Raises:
+        MissingExtraError: No runtime is installed.
+        CacheError: The cache can't be written.
+    """
+
+    def __init__(
+        self,
+        log: Log,
+        topics: Topics,
+        *,
+        cache_dir: Path | None = None,
+        state_dir: Path | None = None,
+        device: str = "auto",
+        threads: int = 1,
+        prepacking: bool = True,
+        probe: bool = True,
+        buckets: tuple[int, ...] = BATCH_BUCKETS,
+    ) -> None:
+        runtime.limits()  # asked now, so that the first version does not wait for it
+        self._cache = Cache(cache_dir)
+        self._fetcher = Fetcher(log, topics, self._cache)
+        self._quarantine = Quarantine(state_folder() if state_dir is None else state_dir)
+        self._runner = TrialRunner() if probe else None
+        self._device = device
+        self._threads = threads
+        self._prepacking = prepacking
+        self._buckets = buckets
+        if self._runner is not None:
+            self._runner.prepare()
+
+    def load(self, record: VersionRecord, fields: EventFields | None, progress: Progress | None = None) -> Servable:
+        """Takes all steps.
+
+        Args:
+            record: The version.
+            fields: What the events are known to have; None if that is not known beforehand.
+            progress: Called with bytes fetched and bytes to fetch.
+
+        Raises:
+            ModelRefusedError: A subclass says which check failed.
+            BrokerError: The files can't be fetched now.
+            CacheError: The cache can't be written.
+        """
+        manifest = record.manifest
+        watch = _Stopwatch()
+        with self._quarantine.guard(manifest.digest, str(manifest.id)):
+            binding = Binding(manifest.signature)
+            _check_files(manifest)
+            with watch("fetch"):
+                view = self._fetcher.fetch(record, progress)
+            try:
+                with watch("check"):
+                    self._check(view, manifest, binding, fields)
+                with watch("probe"):
+                    self._probe(view, manifest)
+                servable = self._open(view, manifest, binding, watch)
+            except BaseException:
+                self._cache.release(view)
+                raise
+            finally:
+                if self._runner is not None:
+                    self._runner.prepare()
+        servable.report = watch.report()
+        return servable
+
+    def close(self) -> None:
+        """Ends the waiting child and removes private folders. Servables stay usable."""
+        if self._runner is not None:
+            self._runner.close()
+        self._cache.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _check(self, view: Path, manifest: Manifest, binding: Binding, fields: EventFields | None) -> None:
+        allowed = {entry.path for entry in manifest.files} - {EXAMPLES_PATH}
+        facts = graph.inspect(view / GRAPH_PATH, allowed)
+        graph.check_signature(facts, manifest.signature)
+        if fields is not None:
+            binding.check(fields)
+
+    def _probe(self, view: Path, manifest: Manifest) -> None:
+        if self._runner is None:
+            return
+        memory_bytes = PROBE_MEMORY_BYTES + PROBE_MEMORY_PER_BYTE * manifest.size_bytes
+        wall_s = PROBE_S + manifest.size_bytes / LOAD_BYTES_PER_S
+        self._runner.run(Trial(view / GRAPH_PATH, view / EXAMPLES_PATH, memory_bytes, wall_s))
+
+    def _open(self, view: Path, manifest: Manifest, binding: Binding, watch: _Stopwatch) -> Servable:
+        def session() -> runtime.Session:
+            return runtime.open_session(
+                view / GRAPH_PATH, device=self._device, threads=self._threads, prepacking=self._prepacking
+            )
+
+        with watch("session"):
+            opened = _within(SESSION_S + manifest.size_bytes / LOAD_BYTES_PER_S, f"opening {manifest.id}", session)
+        servable = Servable(manifest, binding, opened, release=lambda: self._cache.release(view))
+        examples = golden.read(view / EXAMPLES_PATH)
+        with watch("golden"):
+            _check_examples(manifest, examples)
+            run = partial(servable.run_feeds, examples.inputs)
+            outputs = _within(GOLDEN_S, f"running the golden examples of {manifest.id}", run)
+            golden.check(examples.outputs, outputs, manifest.tolerance)
+            _check_varied(examples, outputs)
+        with watch("warm"):
+            self._warm(servable, examples.inputs)
+        return servable
+
+    def _warm(self, servable: Servable, inputs: Mapping[str, Array]) -> None:
+        allowed_ms = WARM_BUCKET_MS if servable.device == "cpu" else WARM_BUCKET_CUDA_MS
+        rows, took_ms = 1, 0.0
+        for bucket in sorted(self._buckets):
+            if took_ms * bucket / rows > allowed_ms:
+                return
+            feeds = {name: np.resize(array, (bucket, *array.shape[1:])) for name, array in inputs.items()}
+            began = time.monotonic()
+            _within(GOLDEN_S, f"running {servable.id} on {bucket} rows", partial(servable.run_feeds, feeds))
+            rows, took_ms = bucket, (time.monotonic() - began) * 1e3
+
+
+def _check_files(manifest: Manifest) -> None:
+    paths = {entry.path for entry in manifest.files}
+    for needed in (GRAPH_PATH, EXAMPLES_PATH):
+        if needed not in paths:
+            raise StructureError(f"{manifest.id} has no file {needed!r}")
+
+
+def _check_examples(manifest: Manifest, examples: Examples) -> None:
+    """The examples must cover the signature, or reproducing them would prove nothing."""
+    signature = manifest.signature
+    for what, arrays, declared in (
+        ("inputs", examples.inputs, [entry.name for entry in signature.inputs]),
+        ("outputs", examples.outputs, [entry.name for entry in signature.outputs]),
+    ):
+        if sorted(arrays) != sorted(declared):
+            raise GoldenError(
+                f"the golden examples have {what} {sorted(arrays)}, the signature says {sorted(declared)}"
+            )
+    shapes = [array.shape for array in (*examples.inputs.values(), *examples.outputs.values())]
+    if any(not shape or shape[0] == 0 or shape[0] != shapes[0][0] for shape in shapes):
+        raise GoldenError(f"the golden examples of {manifest.id} are not the same number of rows of each, at least one")
+
+
+def _check_varied(examples: Examples, outputs: Mapping[str, Array]) -> None:
+    rows = len(next(iter(outputs.values())))
+    if rows < MIN_VARIED_EXAMPLES or all(_is_constant(array) for array in examples.inputs.values()):
+        return
+    if all(_is_constant(array) for array in outputs.values()):
+        raise GoldenError(
+            f"every output is the same for all {rows} golden examples",
+            hint="The model says nothing about its inputs; train it again, or publish it with examples that differ.",
+        )
+
+
+def _is_constant(array: Array) -> bool:
+    return bool((array == array[:1]).all())
+
+
+class _Stopwatch:
+    """What each step took."""
+
+    def __init__(self) -> None:
+        self._began = time.monotonic()
+        self._took_ms: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, step: str) -> Iterator[None]:
+        began = time.monotonic()
+        yield
+        self._took_ms[step] = (time.monotonic() - began) * 1e3
+
+    def report(self) -> LoadReport:
+        took = self._took_ms
+        return LoadReport(
+            fetch_ms=took["fetch"],
+            check_ms=took["check"],
+            probe_ms=took["probe"],
+            session_ms=took["session"],
+            warm_ms=took["warm"],
+            golden_ms=took["golden"],
+            total_ms=(time.monotonic() - self._began) * 1e3,
+        )
+
+
+def _within(deadline_s: float, what: str, work: Callable[[], T]) -> T:
+    """Runs `work` on a thread of its own; raises LoadError, leaving the thread behind, when the time is up."""
+    results: list[T] = []
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            results.append(work())
+        except BaseException as error:  # raised again by the caller's thread
+            errors.append(error)
+
+    thread = threading.Thread(target=run, name="modelcast-load-step", daemon=True)
+    thread.start()
+    thread.join(deadline_s)
+    if errors:
+        raise errors[0]
+    if not results:
+        raise LoadError(f"{what} took longer than {deadline_s:g} s")
+    return results[0]

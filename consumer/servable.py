@@ -1,0 +1,124 @@
+"""A loaded version: a session on a device, fed from event fields.
+
+- `run` may be called from several threads. Large batches are run in parts, so that a model's activations stay bounded.
+- Every output has one row per event; a model that gives another number is refused for that batch.
+- `close` drops the session and the private folder its files were mapped from. Who calls it decides when: destroying a
+  large session takes milliseconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from modelcast.errors import LoadError
+from modelcast.names import ModelVersion
+from modelcast.records import DType, Manifest
+from modelcast.runtime import Array, Session
+
+from .binding import Binding
+
+# Rows of one run: past some thousand rows throughput no longer grows, while the memory for activations does.
+MAX_RUN_ROWS = 16_384
+
+
+@dataclass(frozen=True, slots=True)
+class LoadReport:
+    """What each step of loading took, in milliseconds.
+
+    Attributes:
+        fetch_ms: Missing files from the log, digests of all.
+        check_ms: Structure gate, signature, binding.
+        probe_ms: Trial in a limited child process; 0 if there was none.
+        session_ms: The runtime's session.
+        warm_ms: One run for each batch bucket.
+        golden_ms: Golden examples run and compared.
+        total_ms: All of it.
+    """
+
+    fetch_ms: float
+    check_ms: float
+    probe_ms: float
+    session_ms: float
+    warm_ms: float
+    golden_ms: float
+    total_ms: float
+
+
+class Servable:
+    """One version, ready to score.
+
+    Args:
+        release: Called once by `close`, when the session is gone.
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        binding: Binding,
+        session: Session,
+        *,
+        report: LoadReport | None = None,
+        release: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.id: ModelVersion = manifest.id
+        self.manifest = manifest
+        self.binding = binding
+        self.device = session.device
+        self.report = report
+        self._names = [output.name for output in manifest.signature.outputs]
+        self._session: Session | None = session
+        self._release = release
+
+    def run(self, columns: Mapping[str, Array]) -> dict[str, Array]:
+        """Scores events.
+
+        Args:
+            columns: By event field, arrays `[N]` (see `Binding.feeds`).
+
+        Returns:
+            By ONNX output, arrays of N rows.
+
+        Raises:
+            BindingError: The columns can't feed the model.
+            LoadError: The model failed on them.
+        """
+        return self.run_feeds(self.binding.feeds(columns))
+
+    def run_feeds(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """As `run`, from the graph's own inputs, batch first."""
+        session = self._session
+        if session is None:
+            raise RuntimeError(f"{self.id} was closed")
+        rows = len(next(iter(feeds.values()), ()))
+        if rows == 0:
+            return {output.name: _empty(output.dtype, output.shape) for output in self.manifest.signature.outputs}
+        if rows <= MAX_RUN_ROWS:
+            return self._run_part(session, feeds, rows)
+        parts = []
+        for start in range(0, rows, MAX_RUN_ROWS):
+            part = {name: array[start : start + MAX_RUN_ROWS] for name, array in feeds.items()}
+            parts.append(self._run_part(session, part, min(MAX_RUN_ROWS, rows - start)))
+        return {name: np.concatenate([part[name] for part in parts]) for name in self._names}
+
+    def close(self) -> None:
+        """Drops the session; a second call does nothing."""
+        if self._session is not None:
+            self._session = None
+            self._release()
+
+    def _run_part(self, session: Session, feeds: Mapping[str, Array], rows: int) -> dict[str, Array]:
+        outputs = dict(zip(self._names, session.run(feeds, self._names), strict=True))
+        for name, array in outputs.items():
+            if array.ndim == 0 or len(array) != rows:
+                raise LoadError(
+                    f"output {name!r} of {self.id} has shape {list(array.shape)} for {rows} rows",
+                    hint="The first dimension of every output must be the batch.",
+                )
+        return outputs
+
+
+def _empty(dtype: DType, shape: tuple[int | None, ...]) -> Array:
+    return np.empty((0, *(size or 0 for size in shape[1:])), object if dtype is DType.STRING else dtype.value)

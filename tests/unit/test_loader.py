@@ -1,0 +1,271 @@
+"""A version becomes a servable by steps; each refuses by name what it is there for, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from modelcast import blobs, digest, golden
+from modelcast.consumer.binding import EventFields
+from modelcast.consumer.loader import MIN_VARIED_EXAMPLES, Loader
+from modelcast.consumer.loader import _within as within
+from modelcast.errors import (
+    BindingError,
+    GoldenError,
+    IntegrityError,
+    LoadError,
+    ModelRefusedError,
+    SmokeRunError,
+    StructureError,
+)
+from modelcast.golden import Examples
+from modelcast.records import FileEntry
+from modelcast.registry.image import VersionRecord
+from modelcast.runtime import Array
+from modelcast.testing.memory import MemoryLog
+from modelcast.topics import ChunkKey, Topics, blob_partition
+
+from .registry_records import SIGNATURE, manifest
+
+TOPICS = Topics("test")
+CHUNK_BYTES = 1024
+ROWS = 10
+X = np.arange(2 * ROWS, dtype=np.float32).reshape(ROWS, 2)
+SUM = [
+    helper.make_node("ReduceSum", ["x", "axis"], ["sum"], keepdims=0),
+    helper.make_node("Add", ["sum", "bias"], ["score"]),
+]
+AXIS = numpy_helper.from_array(np.array([1], np.int64), "axis")
+BIAS = numpy_helper.from_array(np.array(0.5, np.float32), "bias")
+
+
+def graph(
+    nodes: list[onnx.NodeProto] = SUM, *, opset: int = 17, initializers: tuple[TensorProto, ...] = (AXIS, BIAS)
+) -> bytes:
+    built = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 2])],
+        [helper.make_tensor_value_info("score", TensorProto.FLOAT, ["N"])],
+        list(initializers),
+    )
+    return helper.make_model(built, ir_version=10, opset_imports=[helper.make_opsetid("", opset)]).SerializeToString()
+
+
+def examples(folder: Path, outputs: Array | None = None, *, x: Array = X) -> bytes:
+    path = folder / "examples.npz"
+    golden.write(path, Examples({"x": x}, {"score": x.sum(axis=1) + np.float32(0.5) if outputs is None else outputs}))
+    return path.read_bytes()
+
+
+class Shelf:
+    """A log with versions on it."""
+
+    def __init__(self) -> None:
+        self.log = MemoryLog()
+        for spec in TOPICS.specs(blob_partitions=2, replication_factor=1):
+            self.log.create(spec)
+        self._writer = self.log.writer()
+
+    def put(self, files: dict[str, bytes], folder: Path) -> VersionRecord:
+        entries = []
+        for path, data in sorted(files.items()):
+            entry = FileEntry(path, len(data), digest.of_bytes(data))
+            source = folder / "source"
+            source.write_bytes(data)
+            for index, chunk in enumerate(blobs.cut(source, CHUNK_BYTES)):
+                key = ChunkKey("fraud", entry.digest, CHUNK_BYTES, index).encode()
+                home = blob_partition("fraud", entry.digest, 2)
+                self._writer.send(TOPICS.blobs, key=key, value=chunk, partition=home)
+            entries.append(entry)
+        self._writer.flush(5)
+        return VersionRecord(replace(manifest(1), files=tuple(entries), chunk_bytes=CHUNK_BYTES), (), 1)
+
+
+@pytest.fixture
+def shelf() -> Shelf:
+    return Shelf()
+
+
+@pytest.fixture
+def loader(shelf: Shelf, tmp_path: Path) -> Iterator[Loader]:
+    with Loader(shelf.log, TOPICS, cache_dir=tmp_path / "cache", state_dir=tmp_path / "state", device="cpu") as loader:
+        yield loader
+
+
+def views(tmp_path: Path) -> list[Path]:
+    return list((tmp_path / "cache" / "views").glob("*/*"))
+
+
+def test_a_version_is_loaded_and_says_what_each_step_took(shelf: Shelf, loader: Loader, tmp_path: Path) -> None:
+    record = shelf.put({"model.onnx": graph(), "examples.npz": examples(tmp_path)}, tmp_path)
+    fields = EventFields({"amount": "double", "age": "int"}, "the schema of topic transactions")
+    servable = loader.load(record, fields)
+    scores = servable.run({"amount": np.float32([1, 2]), "age": np.float32([10, 20])})
+    np.testing.assert_allclose(scores["score"], [11.5, 22.5])
+    report = servable.report
+    assert report is not None
+    steps = (report.fetch_ms, report.check_ms, report.probe_ms, report.session_ms, report.warm_ms, report.golden_ms)
+    assert all(step > 0 for step in steps)
+    assert sum(steps) <= report.total_ms
+    assert (servable.id.version, servable.device) == (1, "cpu")
+    assert len(views(tmp_path)) == 1
+    servable.close()
+    assert views(tmp_path) == []
+
+
+def test_large_tensors_are_files_of_their_own(shelf: Shelf, loader: Loader, tmp_path: Path) -> None:
+    weights = np.float32([3.0, 5.0])
+    tensor = TensorProto(name="w", data_type=TensorProto.FLOAT, dims=[2], data_location=TensorProto.EXTERNAL)
+    for key, value in (("location", "tensors/w.bin"), ("offset", "0"), ("length", "8")):
+        tensor.external_data.add(key=key, value=value)
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["score"])]
+    files = {
+        "model.onnx": graph(nodes, initializers=(tensor,)),
+        "tensors/w.bin": weights.tobytes(),
+        "examples.npz": examples(tmp_path, X @ weights),
+    }
+    servable = loader.load(shelf.put(files, tmp_path), None)
+    assert servable.run({"amount": np.float32([1]), "age": np.float32([2])})["score"].tolist() == [13.0]
+    servable.close()
+
+
+def env_as_tensor(folder: Path) -> dict[str, bytes]:
+    tensor = TensorProto(name="bias", data_type=TensorProto.FLOAT, dims=[], data_location=TensorProto.EXTERNAL)
+    tensor.external_data.add(key="location", value=".env")
+    return {"model.onnx": graph(initializers=(AXIS, tensor)), "examples.npz": examples(folder)}
+
+
+def examples_as_tensor(folder: Path) -> dict[str, bytes]:
+    tensor = TensorProto(name="bias", data_type=TensorProto.FLOAT, dims=[], data_location=TensorProto.EXTERNAL)
+    tensor.external_data.add(key="location", value="examples.npz")
+    return {"model.onnx": graph(initializers=(AXIS, tensor)), "examples.npz": examples(folder)}
+
+
+def newer_opset(folder: Path) -> dict[str, bytes]:
+    return {"model.onnx": graph(opset=99), "examples.npz": examples(folder)}
+
+
+def no_examples(folder: Path) -> dict[str, bytes]:
+    return {"model.onnx": graph()}
+
+
+def golden_mismatch(folder: Path) -> dict[str, bytes]:
+    return {"model.onnx": graph(), "examples.npz": examples(folder, X.sum(axis=1) + np.float32(0.6))}
+
+
+def golden_nan(folder: Path) -> dict[str, bytes]:
+    nan = numpy_helper.from_array(np.array(np.nan, np.float32), "bias")
+    wanted = np.full(ROWS, np.nan, np.float32)
+    return {"model.onnx": graph(initializers=(AXIS, nan)), "examples.npz": examples(folder, wanted)}
+
+
+def golden_constant(folder: Path) -> dict[str, bytes]:
+    nodes = [*SUM[:1], helper.make_node("Mul", ["sum", "bias"], ["score"])]
+    zero = numpy_helper.from_array(np.array(0, np.float32), "bias")
+    return {
+        "model.onnx": graph(nodes, initializers=(AXIS, zero)),
+        "examples.npz": examples(folder, np.zeros(ROWS, np.float32)),
+    }
+
+
+def golden_empty(folder: Path) -> dict[str, bytes]:
+    return {"model.onnx": graph(), "examples.npz": examples(folder, x=X[:0])}
+
+
+def golden_without_outputs(folder: Path) -> dict[str, bytes]:
+    golden.write(folder / "examples.npz", Examples({"x": X}, {}))
+    return {"model.onnx": graph(), "examples.npz": (folder / "examples.npz").read_bytes()}
+
+
+def allocation_bomb(folder: Path) -> dict[str, bytes]:
+    shape = numpy_helper.from_array(np.array([1 << 32], np.int64), "shape")
+    bomb = helper.make_node("ConstantOfShape", ["shape"], ["z"])
+    nodes = [bomb, helper.make_node("ReduceSum", ["z"], ["bias"], keepdims=0), *SUM]
+    return {"model.onnx": graph(nodes, initializers=(AXIS, shape)), "examples.npz": examples(folder)}
+
+
+def broken_shapes(folder: Path) -> dict[str, bytes]:
+    three = numpy_helper.from_array(np.ones((3, 1), np.float32), "bias")
+    nodes = [helper.make_node("MatMul", ["x", "bias"], ["score"])]
+    return {"model.onnx": graph(nodes, initializers=(three,)), "examples.npz": examples(folder)}
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "match"),
+    [
+        (env_as_tensor, StructureError, r"'\.env', which is no file of the model"),
+        (examples_as_tensor, StructureError, r"'examples\.npz', which is no file of the model"),
+        (newer_opset, StructureError, "needs operator set 99"),
+        (no_examples, StructureError, r"has no file 'examples\.npz'"),
+        (golden_mismatch, GoldenError, "not reproduced: output 'score', row"),
+        (golden_nan, GoldenError, "output 'score'"),
+        (golden_constant, GoldenError, f"the same for all {ROWS} golden examples"),
+        (golden_empty, GoldenError, "at least one"),
+        (golden_without_outputs, GoldenError, r"outputs \[\]"),
+        (allocation_bomb, SmokeRunError, "more than .* MiB of memory"),
+        (broken_shapes, SmokeRunError, "failed when it was tried"),
+    ],
+)
+def test_bad_versions_are_refused_by_name_and_leave_nothing(
+    make: Callable[[Path], dict[str, bytes]],
+    error: type[ModelRefusedError],
+    match: str,
+    shelf: Shelf,
+    loader: Loader,
+    tmp_path: Path,
+) -> None:
+    assert ROWS >= MIN_VARIED_EXAMPLES
+    threads = threading.active_count()
+    with pytest.raises(error, match=match):
+        loader.load(shelf.put(make(tmp_path), tmp_path), None)
+    assert views(tmp_path) == []
+    assert threading.active_count() == threads
+    good = shelf.put({"model.onnx": graph(), "examples.npz": examples(tmp_path)}, tmp_path)
+    loader.load(good, None).close()
+
+
+def test_f22_events_without_the_models_fields_are_refused(shelf: Shelf, loader: Loader, tmp_path: Path) -> None:
+    record = shelf.put({"model.onnx": graph(), "examples.npz": examples(tmp_path)}, tmp_path)
+    with pytest.raises(BindingError, match="field 'age' is string, the model needs float32"):
+        loader.load(record, EventFields({"amount": "double", "age": "string"}, "the schema of topic transactions"))
+    assert views(tmp_path) == []
+
+
+def test_a_graph_that_is_not_its_signature_is_refused(shelf: Shelf, loader: Loader, tmp_path: Path) -> None:
+    record = shelf.put({"model.onnx": graph(), "examples.npz": examples(tmp_path)}, tmp_path)
+    odd = replace(SIGNATURE, outputs=(replace(SIGNATURE.outputs[0], name="other"),))
+    with pytest.raises(StructureError, match=r"outputs are \['score'\], the manifest's signature says \['other'\]"):
+        loader.load(replace(record, manifest=replace(record.manifest, signature=odd)), None)
+
+
+def test_f44_a_file_damaged_under_the_cache_is_never_loaded(shelf: Shelf, loader: Loader, tmp_path: Path) -> None:
+    record = shelf.put({"model.onnx": graph(), "examples.npz": examples(tmp_path)}, tmp_path)
+    loader.load(record, None).close()
+    for path in (tmp_path / "cache" / "blobs" / "sha256").iterdir():
+        path.chmod(0o644)
+        path.write_bytes(b"\0" * path.stat().st_size)
+    servable = loader.load(record, None)
+    assert servable.run({"amount": np.float32([1]), "age": np.float32([2])})["score"].tolist() == [3.5]
+    servable.close()
+
+
+def test_files_that_are_not_on_the_topic_are_named(shelf: Shelf, loader: Loader, tmp_path: Path) -> None:
+    record = shelf.put({"model.onnx": graph(), "examples.npz": examples(tmp_path)}, tmp_path)
+    lost = FileEntry("tensors/w.bin", 5, digest.of_bytes(b"never"))
+    with pytest.raises(IntegrityError, match=r"'tensors/w\.bin' are missing, the first is chunk 0"):
+        loader.load(replace(record, manifest=replace(record.manifest, files=(*record.manifest.files, lost))), None)
+
+
+def test_a_step_that_does_not_end_is_given_up() -> None:
+    held = threading.Event()
+    with pytest.raises(LoadError, match=r"opening fraud@1 took longer than 0\.01 s"):
+        within(0.01, "opening fraud@1", lambda: held.wait(30))
+    held.set()

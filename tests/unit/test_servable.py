@@ -1,0 +1,83 @@
+"""A servable scores columns of events by output name, any number of rows, until it is closed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from modelcast.consumer.binding import Binding
+from modelcast.consumer.servable import MAX_RUN_ROWS, Servable
+from modelcast.errors import BindingError, LoadError
+from modelcast.records import DType, OutputSpec, Signature
+from modelcast.runtime import Array, TensorInfo
+
+from .registry_records import SIGNATURE, manifest
+
+
+class SumSession:
+    """Adds the columns of `x`, and remembers the batches it saw."""
+
+    inputs = (TensorInfo("x", "float32", (None, 2)),)
+    outputs = (TensorInfo("score", "float32", (None,)),)
+    device = "cpu"
+
+    def __init__(self, *, lost_rows: int = 0) -> None:
+        self.batches: list[int] = []
+        self._lost_rows = lost_rows
+
+    def run(self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None) -> list[Array]:
+        assert outputs == ["score"]
+        self.batches.append(len(feeds["x"]))
+        return [feeds["x"].sum(axis=1)[self._lost_rows :]]
+
+
+def servable(session: SumSession, **kwargs: object) -> Servable:
+    return Servable(manifest(3), Binding(SIGNATURE), session, **kwargs)
+
+
+def columns(rows: int) -> dict[str, Array]:
+    return {"amount": np.arange(rows, dtype=np.float32), "age": np.ones(rows, np.float32)}
+
+
+def test_columns_become_outputs_by_name() -> None:
+    outputs = servable(SumSession()).run(columns(3))
+    np.testing.assert_array_equal(outputs["score"], np.float32([1, 2, 3]))
+
+
+def test_large_batches_are_run_in_parts_in_order() -> None:
+    session = SumSession()
+    rows = MAX_RUN_ROWS * 2 + 5
+    outputs = servable(session).run(columns(rows))
+    assert session.batches == [MAX_RUN_ROWS, MAX_RUN_ROWS, 5]
+    np.testing.assert_array_equal(outputs["score"], np.arange(rows, dtype=np.float32) + 1)
+
+
+def test_no_rows_give_empty_outputs_without_a_run() -> None:
+    session = SumSession()
+    wide = Signature(SIGNATURE.inputs, (OutputSpec.named("p", DType.FLOAT32, (None, 3)),
+                                        OutputSpec.named("s", DType.STRING, (None,))))  # fmt: skip
+    empty = Servable(replace(manifest(1), signature=wide), Binding(wide), session).run(columns(0))
+    assert (empty["p"].shape, empty["s"].dtype, session.batches) == ((0, 3), object, [])
+
+
+def test_an_output_of_another_number_of_rows_is_refused() -> None:
+    with pytest.raises(LoadError, match=r"output 'score' of fraud@3 has shape \[4\] for 5 rows"):
+        servable(SumSession(lost_rows=1)).run(columns(5))
+
+
+def test_columns_that_do_not_fit_are_refused_by_field() -> None:
+    with pytest.raises(BindingError, match="'age' is missing"):
+        servable(SumSession()).run({"amount": np.zeros(1, np.float32)})
+
+
+def test_closing_releases_once_and_ends_running() -> None:
+    released: list[bool] = []
+    closing = servable(SumSession(), release=lambda: released.append(True))
+    closing.close()
+    closing.close()
+    assert released == [True]
+    with pytest.raises(RuntimeError, match="fraud@3 was closed"):
+        closing.run(columns(1))
