@@ -205,12 +205,12 @@ def convert(column: Column, spec: FieldSpec) -> Converted:
 def _to_float(column: Column, spec: FieldSpec) -> Converted | None:
     if not isinstance(column, Numbers):
         return None
-    values, wanted = column.values, NUMPY_TYPES[spec.dtype]
-    with np.errstate(over="ignore"):
+    # Integers by way of float64, as readers of JSON take them: rounding twice can differ from rounding once.
+    values = column.values if column.values.dtype.kind == "f" else column.values.astype(np.float64)
+    with np.errstate(over="ignore", invalid="ignore"):  # signalling NaNs are NaNs
         # Contiguous even where the type is right already: a column may be a view into wider rows.
-        converted = values.astype(wanted, order="C")
-    narrowed = values.dtype.kind == "f" and converted.itemsize < values.itemsize
-    if not narrowed and not column.finite:
+        converted = values.astype(NUMPY_TYPES[spec.dtype], order="C")
+    if converted.itemsize >= values.itemsize and not column.finite:
         return converted, ()
     beyond = np.isinf(converted) & (np.isfinite(values) | column.finite)
     return converted, _spoiled(beyond, Fault.OUT_OF_RANGE, f"field {spec.name!r} is too large for {spec.dtype}")

@@ -1,0 +1,94 @@
+"""What the tests of decoding share: sources of schemas, and the comparison of a batch with the reference."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from hypothesis import strategies as st
+
+from modelcast.avro import Schema
+from modelcast.consumer.binding import FieldSpec
+from modelcast.consumer.decode.batch import BatchDecoder, DecodedBatch
+from modelcast.records import DType
+
+from .decode_reference import fate
+
+DTYPES: Mapping[DType, Any] = {
+    DType.FLOAT32: np.float32,
+    DType.FLOAT64: np.float64,
+    DType.INT32: np.int32,
+    DType.INT64: np.int64,
+    DType.BOOL: np.bool_,
+    DType.STRING: np.object_,
+}
+
+
+class Schemas:
+    """Schemas at hand, counting what was looked up."""
+
+    def __init__(self, *schemas: Schema) -> None:
+        self.by_fingerprint = {schema.fingerprint: schema for schema in schemas}
+        self.lookups = 0
+
+    def find(self, fingerprint: bytes) -> Schema | None:
+        self.lookups += 1
+        return self.by_fingerprint.get(fingerprint)
+
+
+def specs_of(names: Sequence[str]) -> st.SearchStrategy[list[FieldSpec]]:
+    """Some of the fields, each as some type; one of them may be a field nobody has."""
+    several = st.lists(st.sampled_from([*names, "nobody's"]), min_size=1, max_size=len(names), unique=True)
+    return several.flatmap(
+        lambda chosen: st.tuples(*(st.builds(FieldSpec, st.just(name), st.sampled_from(DType)) for name in chosen)).map(
+            list
+        )
+    )
+
+
+def bits(value: Any, dtype: DType) -> Any:
+    """A value so that equal means the same bits; NaNs are one."""
+    if dtype not in (DType.FLOAT32, DType.FLOAT64):
+        return value if isinstance(value, str) else value.item()
+    return b"nan" if np.isnan(value) else value.tobytes()
+
+
+def check(values: Sequence[bytes | None], specs: Sequence[FieldSpec], schemas: Schemas) -> DecodedBatch:
+    """Decodes a batch and holds every event against the reference."""
+    batch = BatchDecoder(specs, schemas).decode(values)
+    definitions = {mark: schema.definition for mark, schema in schemas.by_fingerprint.items()}
+    want = [fate(value, specs, definitions) for value in values]
+    rows = [row for row, one in enumerate(want) if isinstance(one, tuple)]
+    assert batch.rows.tolist() == rows
+    poison = [(row, one) for row, one in enumerate(want) if isinstance(one, str)]
+    assert [(event.index, event.error) for event in batch.poison] == poison
+    unknown = {values[row][2:10] for row, one in enumerate(want) if one is None}  # type: ignore[index]
+    assert len(batch.unknown) == len(unknown)
+    assert set(batch.unknown) == unknown
+    for place, spec in enumerate(specs):
+        column = batch.columns[spec.name]
+        assert column.dtype == DTYPES[spec.dtype]
+        assert len(column) == len(rows)
+        got = [bits(value, spec.dtype) for value in column]
+        assert got == [want[row][place] for row in rows]  # type: ignore[index]
+    return batch
+
+
+@st.composite
+def damaged(draw: st.DrawFn, value: bytes, octets: st.SearchStrategy[int] | None = None) -> bytes | None:
+    """A value with something wrong with it, or nothing after all."""
+    octets = octets or st.integers(0, 255)
+    place = draw(st.integers(0, len(value)))
+    some = bytes(draw(st.lists(octets, min_size=1, max_size=4)))
+    kind = draw(st.sampled_from(["replace", "replace", "cut", "insert", "append", "drop", "null", "empty", "other"]))
+    return {
+        "replace": value[:place] + some + value[place + len(some) :],
+        "cut": value[:place],
+        "insert": value[:place] + some + value[place:],
+        "append": value + some,
+        "drop": value[:place] + value[place + 1 :],
+        "null": None,
+        "empty": b"",
+        "other": some,
+    }[kind]
