@@ -21,7 +21,7 @@ from modelcast.consumer.binding import FieldSpec
 from .avro import AvroPlan
 from .cursor import Buffer, Cursor
 from .json import decode_each
-from .json_lines import MIN_ROWS, decode_together
+from .json_lines import decode_together
 from .rules import NUMPY_TYPES, Array, Column, Fault, Mask, Opaque, PoisonEvent, Rows, Spoiled, convert
 
 __all__ = ["BatchDecoder", "DecodedBatch", "PoisonEvent", "SchemaSource"]
@@ -109,7 +109,7 @@ class BatchDecoder:
             block = rows[start : start + _JSON_ROWS]
             part = buffer if len(block) == len(buffer) else Buffer([buffer.value(row) for row in block.tolist()])
             left: Mask = np.ones(len(block), np.bool_)
-            for lines in decode_together(part, self._specs) if len(block) >= MIN_ROWS else ():
+            for lines in decode_together(part, self._specs):
                 left[lines.rows] = False
                 result.take(block[lines.rows], lines.columns, ())
             alone = np.flatnonzero(left)

@@ -39,7 +39,7 @@ def parse(value: bytes) -> Mapping[str, Any]:
     Raises:
         ValueError: Not one JSON object in UTF-8, too deep, or a key is there twice.
     """
-    if value.count(b"[") + value.count(b"{") > _MAX_DEPTH and _depth(value) > _MAX_DEPTH:
+    if value.count(b"[") + value.count(b"{") > _MAX_DEPTH and _is_too_deep(value):
         raise ValueError(f"nested deeper than {_MAX_DEPTH}")
     # Pairs as a tuple: JSON itself never gives one, so it stands for an object, and no pair is lost.
     pairs = _DECODER.decode(value.decode())
@@ -51,21 +51,19 @@ def parse(value: bytes) -> Mapping[str, Any]:
     return event
 
 
-def _depth(value: bytes) -> int:
-    deepest = depth = 0
-    quoted = escaped = False
+def _is_too_deep(value: bytes) -> bool:
+    depth, quoted, escaped = 0, False, False
     for octet in value:
         if quoted:
             quoted = escaped or octet != ord('"')
             escaped = not escaped and octet == ord("\\")
         elif octet == ord('"'):
             quoted = True
-        elif octet in b"[{":
-            depth += 1
-            deepest = max(deepest, depth)
-        elif octet in b"]}":
-            depth -= 1
-    return deepest
+        else:
+            depth += (octet in b"[{") - (octet in b"]}")
+            if depth > _MAX_DEPTH:
+                return True
+    return False
 
 
 def _no_constant(name: str) -> NoReturn:

@@ -71,14 +71,14 @@ class _Key:
 
 def decode_together(buffer: Buffer, specs: Sequence[FieldSpec]) -> Iterator[Lines]:
     """Decodes the events that can be read together; the rows of no group are left to be decoded one by one."""
-    text = buffer.text()
-    shapes = text.translate(None, _EVERYTHING_ELSE).split(b"\n")
+    if len(buffer) < MIN_ROWS:
+        return
+    shapes = buffer.text().translate(None, _EVERYTHING_ELSE).split(b"\n")
     whole = _are_lines(buffer, several=len(shapes) > len(buffer))
     if not whole.all():
         rows = np.flatnonzero(whole)
-        if len(rows) >= MIN_ROWS:
-            for lines in decode_together(Buffer([buffer.value(row) for row in rows.tolist()]), specs):
-                yield Lines(rows[lines.rows], lines.columns)
+        for lines in decode_together(Buffer([buffer.value(row) for row in rows.tolist()]), specs):
+            yield Lines(rows[lines.rows], lines.columns)
         return
     quotes = np.flatnonzero(buffer.octets == ord('"'))
     first_quotes = np.searchsorted(quotes, buffer.starts)

@@ -78,7 +78,7 @@ def check(values: Sequence[bytes | None], specs: Sequence[FieldSpec], schemas: S
 @st.composite
 def damaged(draw: st.DrawFn, value: bytes, octets: st.SearchStrategy[int] | None = None) -> bytes | None:
     """A value with something wrong with it, or nothing after all."""
-    octets = octets or st.integers(0, 255)
+    octets = st.integers(0, 255) if octets is None else octets
     place = draw(st.integers(0, len(value)))
     some = bytes(draw(st.lists(octets, min_size=1, max_size=4)))
     kind = draw(st.sampled_from(["replace", "replace", "cut", "insert", "append", "drop", "null", "empty", "other"]))
