@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import logging
 import os
+import queue
 import socket
 import threading
 import time
@@ -32,7 +33,7 @@ from modelcast.errors import (
     NotFoundError,
 )
 from modelcast.log import Log
-from modelcast.names import ModelRef
+from modelcast.names import ModelRef, ModelVersion
 from modelcast.records import InstanceStatus, Refusal
 from modelcast.registry.image import RegistryImage
 from modelcast.topics import Topics
@@ -40,7 +41,19 @@ from modelcast.topics import Topics
 from .following import RegistryFollower
 from .line import Line, Swapped
 from .loading import Job, LoadWorker, Outcome, VersionLoader
-from .policy import Load, Nothing, Preserve, Refuse, RefusedVersion, Swap, Unload, decide, retry_delay_s
+from .policy import (
+    FAILED_LIVE,
+    Load,
+    Nothing,
+    Preserve,
+    Refuse,
+    RefusedVersion,
+    Swap,
+    Unload,
+    basis_of,
+    decide,
+    retry_delay_s,
+)
 from .quarantine import Quarantine
 from .slot import Slot, VersionKey
 from .state import Marks
@@ -109,6 +122,7 @@ class ControlPlane:
         self._lines: Mapping[ModelRef, Line] = {ref: Line(ref, keep=self._keep) for ref in refs}
         self._on_swap: tuple[OnSwap, ...] = ()
         self._on_refused: tuple[OnRefused, ...] = ()
+        self._failures: queue.SimpleQueue[tuple[ModelRef, ModelVersion, str]] = queue.SimpleQueue()
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self._follower = RegistryFollower(log, topics, clock=clock, pause=self._stop.wait)
@@ -157,6 +171,10 @@ class ControlPlane:
             if line.fields != fields:
                 line.fields = fields
                 line.fields_generation += 1
+
+    def report_failure(self, ref: ModelRef, version: ModelVersion, message: str) -> None:
+        """Says that a live version fails on what it is given: it is refused, and the one before it serves again."""
+        self._failures.put((ref, version, message))
 
     def refusals(self, ref: ModelRef) -> tuple[Refusal, ...]:
         """The latest versions that were refused, oldest first."""
@@ -233,6 +251,8 @@ class ControlPlane:
         outcome = self._worker.collect()
         if outcome is not None:
             self._settle(outcome)
+        while not self._failures.empty():
+            self._fall_back(*self._failures.get())
         for line in self._lines.values():
             self._advance(line)
         for line in self._lines.values():
@@ -354,6 +374,21 @@ class ControlPlane:
         LOGGER.info("%s is live (it was %s)", event.new, event.old or "empty")
         for callback in self._on_swap:
             _call(callback, event)
+
+    def _fall_back(self, ref: ModelRef, version: ModelVersion, message: str) -> None:
+        line, image = self._line(ref), self.image
+        key = line.slot.live_key
+        entry = image.models.get(ref.model) if image is not None else None
+        if image is None or entry is None or key is None or key.id != version:
+            return  # something else took its place meanwhile
+        basis = basis_of(entry, key, line.view(busy=False, mark=0, now_s=self._clock()))
+        self._refuse(line, RefusedVersion(key, FAILED_LIVE, message, self._now_ms(), basis))
+        kept = line.slot.kept_key
+        if kept is not None and kept not in line.refused:
+            self._swap(line, image, kept)
+        else:
+            line.clear()  # what a rollback would restore is loaded; until then events wait
+        self._reap(line)
 
     def _refuse(self, line: Line, refused: RefusedVersion) -> None:
         if not line.refuse(refused):

@@ -48,7 +48,7 @@ CLOSE_DRAIN_S = 30.0
 # Offsets of acknowledged records are committed this often (at-least-once): what a kill repeats, beside batches.
 ACKNOWLEDGED_COMMIT_S = 0.5
 # How often the group's offsets are asked for, near the end.
-END_CHECK_S = 0.25
+END_CHECK_S = 0.1
 
 
 @dataclass(frozen=True)
@@ -58,8 +58,7 @@ class LoopHooks:
     Attributes:
         knows_fields: Whether anything is known about the events' fields.
         learn: The value of one event of each batch: its fields may be new.
-        model_failed: The version failed on all it was given, with this message. True if the version is to blame and not
-            the events; it is then left alone until another takes its place.
+        model_failed: The version fails, and not because of its events. It is left alone until another is live.
         waiting: Why events wait, or None when they no longer do.
         recovering: Why a batch was dropped.
         tick: Called between batches, and while waiting.
@@ -67,7 +66,7 @@ class LoopHooks:
 
     knows_fields: Callable[[], bool]
     learn: Callable[[bytes | None], None]
-    model_failed: Callable[[Servable, str], bool]
+    model_failed: Callable[[Servable, str], None]
     waiting: Callable[[str | None], None]
     recovering: Callable[[BaseException], None]
     tick: Callable[[], None]
@@ -286,19 +285,16 @@ class ScoringLoop:
     def _score(self, batch: EventBatch, epoch: int) -> Scored | None:
         """Scores with whatever version is live; None if the batch must be dropped."""
         patience_until_s: float | None = None
-        blame_events = False
         while self._assignment.epoch == epoch and not self._stop.is_set():
             generation = self._slot.generation
             try:
                 with self._slot.lease() as servable:
                     try:
-                        result = self._score_with(servable, batch, blame_events=blame_events)
+                        result = self._score_with(servable, batch)
                     except ModelFaultError as error:
-                        blame_events = not self._hooks.model_failed(servable, str(error))
-                        if not blame_events:
-                            self._blamed_generation = generation
-                            return None
-                        continue
+                        self._blamed_generation = generation
+                        self._hooks.model_failed(servable, str(error))
+                        return None
             except ModelNotFoundError:
                 return None
             if isinstance(result, Scored):
@@ -314,10 +310,10 @@ class ScoringLoop:
             self._poll_paused(IDLE_WAIT_S)
         return None
 
-    def _score_with(self, servable: Servable, batch: EventBatch, *, blame_events: bool) -> Scored | Unresolved:
+    def _score_with(self, servable: Servable, batch: EventBatch) -> Scored | Unresolved:
         started_s = self._clock()
         expected_s = self._sizer.expected_s(len(batch), servable.id)
-        score = partial(self._scoring.score, servable, batch, blame_events=blame_events)
+        score = partial(self._scoring.score, servable, batch)
         result = score() if expected_s is not None and expected_s < RUN_INLINE_S else self._run_aside(score)
         if isinstance(result, Scored):
             self._sizer.record(len(batch), batch.mean_bytes(), self._clock() - started_s, servable.id)

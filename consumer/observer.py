@@ -119,11 +119,8 @@ class Observer:
         except ModelcastError as error:
             _logger.info("can't look at the latest events: %s", error)
 
-    def _model_failed(self, servable: Servable, message: str) -> bool:
-        if servable.is_well():
-            return False
+    def _model_failed(self, servable: Servable, message: str) -> None:
         self._plane.report_failure(self._ref, servable.id, message)
-        return True
 
     def _wait(self, reason: str | None) -> None:
         if reason != self._waiting and reason is not None:

@@ -32,6 +32,8 @@ from .slot import VersionKey
 REPLAYED = "replayed"
 UNKNOWN_VERSION = "unknown-version"
 WITHDRAWN = "withdrawn"
+# A version that was live, and then failed on whatever it was given.
+FAILED_LIVE = "failed-live"
 
 # Stands in a refusal for the version of a release that is not there.
 NO_VERSION = 0
@@ -160,6 +162,17 @@ def decide(image: RegistryImage, view: View, preserve: Preserve = Preserve.AVAIL
             case Refuse():
                 return candidate
     return Unload(view.ready) if view.ready is not None else Nothing()
+
+
+def basis_of(entry: ModelEntry, key: VersionKey, view: View) -> Basis:
+    """What the choice of a version that is live rests on: refused on this basis, it is not chosen again."""
+    release = next((found for found in _releases(entry, view) if found and found.version == key.id.version), None)
+    record = entry.versions.get(key.id.version)
+    return Basis(
+        release.sequence if release is not None else 0,
+        record.offset if isinstance(record, VersionRecord) else None,
+        view.fields,
+    )
 
 
 def _candidates(repository: str, entry: ModelEntry, view: View) -> Iterator[Load | Refuse]:

@@ -2,7 +2,10 @@
 
 - One servable scores a batch whole, or not at all.
 - A batch on which the model raises is halved until the events it can't take are alone: these are poison, the others are
-  scored. Where nothing can be scored at all it is not the events but the model: `ModelFaultError`.
+  scored.
+- Where no event of a batch can be scored, the model is tried on one it scored before: if that fails too it is not the
+  events but the model (`ModelFaultError`). A version that never scored anything reproduced its golden examples a moment
+  ago, so its first events are suspected, until too many have failed in a row.
 - An event whose schema is not known (yet) holds its whole batch back, so that the order within its partition is kept:
   the caller waits, then gives the fingerprint up.
 """
@@ -28,7 +31,7 @@ from .decode.rules import Fault
 from .predictions import PredictionEncoder
 from .servable import Servable
 
-# Rows that fail one by one, none scored, before the model is to blame: halving on would cost thousands of runs.
+# Rows that fail, none ever scored, before the model is to blame; also when halving asks whether to go on.
 MODEL_FAULT_ROWS = 16
 # Why an event is poison when the model itself can't take it.
 MODEL_FAILED = "ModelFailed"
@@ -39,7 +42,7 @@ _PLANS_MAX = 2
 
 
 class ModelFaultError(Exception):
-    """The model failed on every event of a batch. Caught by the scoring loop, never shown to callers."""
+    """The model fails, whatever it is given. Caught by the scoring loop, never shown to callers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,10 +75,14 @@ class RowOutcome:
     failed: tuple[tuple[int, str], ...]
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Plan:
+    """What one version needs, and what is known of its health."""
+
     decoder: BatchDecoder
     encoder: PredictionEncoder
+    witness: Mapping[str, Array] | None = None  # columns of one row that was scored
+    failed_rows: int = 0  # before any was scored
 
 
 class Scoring:
@@ -109,14 +116,11 @@ class Scoring:
         while len(self._given_up) > GIVEN_UP_MAX:
             del self._given_up[next(iter(self._given_up))]
 
-    def score(self, servable: Servable, batch: EventBatch, *, blame_events: bool = False) -> Scored | Unresolved:
+    def score(self, servable: Servable, batch: EventBatch) -> Scored | Unresolved:
         """Scores one batch with one version.
 
-        Args:
-            blame_events: Where the model fails on every event, these are poison: the model was found to be well.
-
         Raises:
-            ModelFaultError: The model failed on every event it was given.
+            ModelFaultError: The model fails, and not because of the events.
             BrokerError: The predictions' schema could not be described.
         """
         plan = self._plan(servable)
@@ -128,7 +132,7 @@ class Scoring:
         rows = decoded.rows
         predictions: Mapping[int, list[dict[str, Any]]] = {}
         if rows.size:
-            outcome = run_halving(servable.run, decoded.columns, int(rows.size), blame_rows=blame_events)
+            outcome = self._run(servable, plan, decoded.columns, int(rows.size))
             poison += [PoisonEvent(int(rows[row]), MODEL_FAILED, message) for row, message in outcome.failed]
             if outcome.failed:
                 rows = rows[outcome.good]
@@ -138,6 +142,22 @@ class Scoring:
             predictions, self._letters.build(batch, sorted(poison, key=lambda event: event.index), servable.id)
         )
 
+    def _run(self, servable: Servable, plan: _Plan, columns: Mapping[str, Array], count: int) -> RowOutcome:
+        try:
+            outcome = run_halving(servable.run, columns, count)
+        except ModelFaultError:
+            if plan.witness is None:
+                plan.failed_rows += count
+                if plan.failed_rows >= MODEL_FAULT_ROWS:
+                    raise
+            else:
+                run_halving(servable.run, plan.witness, 1)  # raises if the model fails on this too
+            return run_halving(servable.run, columns, count, blame_rows=True)
+        if plan.witness is None:
+            row = int(outcome.good[0])
+            plan.witness = {name: column[row : row + 1].copy() for name, column in columns.items()}
+        return outcome
+
     def _encode(
         self, encoder: PredictionEncoder, outputs: Mapping[str, Array], batch: EventBatch, rows: Int64s
     ) -> Mapping[int, list[dict[str, Any]]]:
@@ -146,7 +166,11 @@ class Scoring:
         offsets = batch.offsets if whole else batch.offsets[rows]
         timestamps = batch.timestamps if whole else batch.timestamps[rows]
         keys = batch.keys if whole else [batch.keys[row] for row in rows.tolist()]
-        return records_by_partition(keys, encoder.encode(outputs, partitions, offsets, timestamps), partitions)
+        try:
+            values = encoder.encode(outputs, partitions, offsets, timestamps)
+        except LoadError as error:  # outputs of another shape than the signature's: no event asked for that
+            raise ModelFaultError(error.message) from error
+        return records_by_partition(keys, values, partitions)
 
     def _plan(self, servable: Servable) -> _Plan:
         key = (servable.manifest.repository, servable.id)
