@@ -16,6 +16,7 @@
 from __future__ import annotations
 
 import zipfile
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -307,7 +308,7 @@ def _shape(info: TensorInfo) -> str:
 
 
 def _check_fields(inputs: Sequence[TensorInfo], matrices: Sequence[TensorInfo], fields: Sequence[str]) -> None:
-    twice = sorted({name for name in fields if list(fields).count(name) > 1})
+    twice = sorted(name for name, times in Counter(fields).items() if times > 1)
     if not fields or twice or not all(fields):
         raise UsageError(f"--fields names {_listed(twice)} twice" if twice else "--fields holds an empty name")
     names = [info.name for info in inputs]

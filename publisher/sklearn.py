@@ -7,14 +7,13 @@
 - Outputs are called `label` and `probabilities` (`scores` where the estimator has decision values only, never
   `probabilities` for those), `variable` for what a regressor or transformer gives. Where a column has such a name the
   output is `predicted_<name>`.
-- Thresholds of histogram gradient boosting are rounded down to float32, not to the nearest: then `x <= threshold`
-  is decided for every float32 `x` as scikit-learn decides it.
+- Trees compare float32: thresholds and values are rounded alike, so only a scaler before them, whose float32 results
+  differ in the last digit, puts values on the other side. `precise` then computes in float64 up to the trees.
 - The same estimator gives the same bytes: names and operator sets are fixed here, not by the converter's version.
 """
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -88,9 +87,9 @@ def convert(estimator: Any, rows: Rows, fields: Sequence[str] | None, *, precise
     if plan.width and plan.kinds:
         rewrite.join_columns(model.graph, plan.kinds, TensorProto.DOUBLE if precise else TensorProto.FLOAT)
     elif plan.kinds:
+        _drop_unused_inputs(model.graph, rows)
         for value in [value for value in model.graph.input if plan.kinds[value.name] == "b"]:
             rewrite.cast_boolean(model.graph, value)
-        _drop_unused_inputs(model.graph, rows)
     return Candidate(
         model,
         original=_Original(estimator, plan, roles, rows),
@@ -230,10 +229,9 @@ def _to_onnx(skl2onnx: ModuleType, estimator: Any, plan: _Plan) -> onnx.ModelPro
         # Converters do not take booleans everywhere; as integers 0 and 1 they are equal to them.
         tensors = {"f": floats, "i": types.Int64TensorType, "b": types.Int64TensorType}
         inputs = [(name, tensors.get(kind, types.StringTensorType)([None, 1])) for name, kind in plan.kinds.items()]
-    source = _with_float32_thresholds(estimator)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        model = _convert(skl2onnx, source, inputs)
+        model = _convert(skl2onnx, estimator, inputs)
     model.ClearField("producer_version")  # of the converter: the manifest names it
     for value, (name, _) in zip(list(model.graph.input), inputs, strict=True):  # some names it keeps for itself
         rewrite.rename(model.graph, value.name, name)
@@ -246,12 +244,12 @@ def _convert(skl2onnx: ModuleType, source: Any, inputs: Sequence[tuple[str, Any]
     """Tries the options that give tensors; an estimator that has not an option raises NameError."""
     from sklearn.base import is_classifier
 
-    scorers = [part for part in _parts(source) if is_classifier(part) and not hasattr(part, "predict_proba")]
-    tries: list[dict[int, dict[str, bool]] | None] = [
-        {id(source): {"zipmap": False}},
-        {id(part): {"raw_scores": True} for part in scorers if not hasattr(part, "steps")},
-        None,
-    ]
+    tries: list[dict[int, dict[str, bool]] | None] = [{id(source): {"zipmap": False}}, None]
+    if is_classifier(source) and not hasattr(source, "predict_proba"):
+        # Without raw_scores skl2onnx turns the sign of an SVC's values round; LinearSVC knows no zipmap.
+        leaves = [part for part in _parts(source) if is_classifier(part) and not hasattr(part, "steps")]
+        raw = [{id(leaf): {"raw_scores": True, **more} for leaf in leaves} for more in ({"zipmap": False}, {})]
+        tries = [*raw, *tries]
     for options in tries:
         try:
             model = skl2onnx.convert_sklearn(
@@ -277,24 +275,6 @@ def _conversion_error(estimator: Any, error: Exception) -> ConversionError:
 
 def _steps(estimator: Any) -> str:
     return ", ".join(dict.fromkeys(type(part).__name__ for part in _parts(estimator)))[:300]
-
-
-def _with_float32_thresholds(estimator: Any) -> Any:
-    """A copy in which no threshold of a histogram tree changes when the converter makes it float32."""
-    if not any(hasattr(part, "_predictors") for part in _parts(estimator)):
-        return estimator
-    rounded = copy.deepcopy(estimator)
-    for part in _parts(rounded):
-        for predictor in (tree for trees in getattr(part, "_predictors", ()) for tree in trees):
-            predictor.nodes["num_threshold"] = _round_down(predictor.nodes["num_threshold"])
-    return rounded
-
-
-def _round_down(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:
-    """The largest float32 not above each value."""
-    with np.errstate(over="ignore"):
-        nearest = values.astype(np.float32)
-    return np.where(nearest > values, np.nextafter(nearest, np.float32(-np.inf)), nearest)
 
 
 def _name_outputs(graph: onnx.GraphProto, estimator: Any, plan: _Plan) -> dict[str, str]:
@@ -374,7 +354,7 @@ class _Original:
         return Expected(outputs, ties)
 
     def _table(self, feeds: Mapping[str, Array]) -> Any:
-        """What the estimator takes, with the values the graph was fed (as float64, where they are floats)."""
+        """What the estimator takes."""
         plan = self._plan
         if plan.matrix in feeds and plan.width and not plan.kinds:
             array = feeds[plan.matrix]

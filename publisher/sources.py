@@ -42,7 +42,8 @@ class Candidate:
     Attributes:
         model: The graph.
         folder: Where its external tensors lie; None if it has none.
-        original: Gives what the graph should, from the arrays the graph is fed; None for a graph without original.
+        original: Gives what the graph should, from arrays by graph input, with float64 where the graph takes float32;
+            None for a graph without original.
         fields: Names of a matrix input's columns as the estimator was trained with; None if it does not know them.
         frameworks: What trained and converted it, as package -> version.
     """
