@@ -54,7 +54,6 @@ from .policy import (
     decide,
     retry_delay_s,
 )
-from .quarantine import Quarantine
 from .slot import Slot, VersionKey
 from .state import Marks
 from .status import HEARTBEAT_S, StatusReporter
@@ -83,7 +82,7 @@ class ControlPlane:
 
     Args:
         refs: Subscribed from the start; `subscribe` adds more.
-        state_dir: Where release marks and quarantine are kept over restarts; None keeps marks in memory.
+        state_dir: Where release marks are kept over restarts; None keeps marks in memory.
         role: `client` or `scorer`, for the status topic.
         instance: The status topic's key.
         runtime: What runs the models, as name -> version.
@@ -116,7 +115,7 @@ class ControlPlane:
         self._preserve = preserve
         self._keep = 0 if preserve is Preserve.RESOURCES else keep
         self._clock, self._now_ms = clock, now_ms
-        self._worker = LoadWorker(loader, Quarantine(state_dir), clock=clock)
+        self._worker = LoadWorker(loader, clock=clock)
         self._reporter = StatusReporter(log, topics, heartbeat_s=heartbeat_s, clock=clock)
         self._lock = threading.Lock()
         self._lines: Mapping[ModelRef, Line] = {ref: Line(ref, keep=self._keep) for ref in refs}

@@ -17,7 +17,6 @@ from modelcast.names import ModelRef
 from modelcast.registry.image import VersionRecord
 
 from .policy import Load
-from .quarantine import Quarantine
 
 if TYPE_CHECKING:
     from .binding import EventFields
@@ -53,11 +52,8 @@ class Outcome:
 class LoadWorker:
     """Runs jobs one by one; `submit` and `collect` are for one thread."""
 
-    def __init__(
-        self, loader: VersionLoader, quarantine: Quarantine, *, clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, loader: VersionLoader, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._loader = loader
-        self._quarantine = quarantine
         self._clock = clock
         self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._outcomes: queue.SimpleQueue[Outcome] = queue.SimpleQueue()
@@ -107,8 +103,7 @@ class LoadWorker:
             started = self._clock()
             servable, error = None, None
             try:
-                with self._quarantine.guard(job.action.record.manifest):
-                    servable = self._loader.load(job.action.record, job.fields)
+                servable = self._loader.load(job.action.record, job.fields)
             except BaseException as caught:  # some native libraries' panics derive from BaseException alone
                 error = caught
             if self._closed.is_set() and servable is not None:

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from modelcast import digest
-from modelcast.errors import LoadError
+from modelcast.errors import QuarantinedError
 
 MAX_CRASHES = 2
 # A runtime or driver may be mended without a new version; a day later it is tried again.
@@ -45,7 +45,7 @@ class Quarantine:
             name: The version, for messages.
 
         Raises:
-            LoadError: Loading this content ended a process twice.
+            QuarantinedError: Loading this content ended a process twice.
         """
         opened = self._enter(digest.hex_part(content), name)
         try:
@@ -71,7 +71,7 @@ class Quarantine:
                 return marker, file
         except OSError:
             return None
-        raise LoadError(
+        raise QuarantinedError(
             f"loading {name} ended the process {crashes} times; it is quarantined for {EXPIRY_S / 3600:g} hours",
             hint=f"To try it again, remove {self._folder}.",
         )

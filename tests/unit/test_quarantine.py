@@ -11,7 +11,7 @@ import pytest
 
 from modelcast import digest
 from modelcast.consumer.quarantine import EXPIRY_S, Quarantine
-from modelcast.errors import LoadError
+from modelcast.errors import QuarantinedError
 
 CONTENT = digest.of_bytes(b"a version")
 
@@ -33,7 +33,7 @@ def test_f20_two_crashes_quarantine_a_version_and_one_does_not(tmp_path: Path) -
         pass
     crash_in(tmp_path)
     with (
-        pytest.raises(LoadError, match=r"loading fraud@1 ended the process 2 times; it is quarantined"),
+        pytest.raises(QuarantinedError, match=r"loading fraud@1 ended the process 2 times; it is quarantined"),
         quarantine.guard(CONTENT, "fraud@1"),
     ):
         pytest.fail("was let through")
