@@ -1,6 +1,6 @@
 """What can be published: an ONNX file, bytes or ModelProto; a fitted scikit-learn estimator, or a joblib file of one.
 
-- A `.onnx` file is parsed without its external data, which `tree` streams later.
+- A `.onnx` file is parsed without its external data and large tensors, which `tree` streams later.
 - A `.joblib`, `.pkl` or `.pickle` file is unpickled: it can run any code, so only who trained it should publish it.
   Nothing that was pickled ever travels; a consumer gets the graph.
 - An estimator saved by another version of scikit-learn is loaded with a warning, and parity decides.
@@ -20,6 +20,7 @@ import onnx
 
 from modelcast.errors import MissingExtraError, SourceError
 
+from . import outline
 from .parity import Expected
 
 Array = npt.NDArray[Any]
@@ -80,7 +81,8 @@ def _load_path(path: Path, progress: Progress) -> Candidate | Any:
     suffix = path.suffix.lower()
     if suffix in ONNX_SUFFIXES:
         try:
-            return _candidate(_parse(path.read_bytes(), str(path)), path.parent)
+            model = outline.read(path)
+            return _candidate(_parse(path.read_bytes(), str(path)) if model is None else model, path.parent)
         except OSError as error:
             raise SourceError(f"can't read model {path}: {error.strerror}", hint="Check its permissions.") from error
     if suffix in PICKLE_SUFFIXES:
