@@ -116,9 +116,10 @@ class Uploader:
         """Chunks an earlier, broken-off publication left: key -> (offset, digest of the chunk)."""
         ends = self._log.end_offsets(self._topics.blobs, committed=False)
         marked = self._read_mark()
-        # A recreated topic is shorter than the mark says: then there is nothing to find.
-        starts = {p: marked[p] for p in partitions if p in marked and marked[p] <= ends[p]}
-        self._write_mark({**{p: ends[p] for p in partitions}, **marked, **starts})
+        begins = self._log.begin_offsets(self._topics.blobs) if marked else {}
+        # Elsewhere than between a partition's ends a mark is of a topic that was made anew: there is nothing to find.
+        starts = {p: marked[p] for p in partitions if p in marked and begins[p] <= marked[p] <= ends[p]}
+        self._write_mark({**marked, **{p: ends[p] for p in partitions}, **starts})
         there: dict[bytes, tuple[int, str]] = {}
         prefix = f"{self._model}/".encode()
         for record in scan(self._log, self._topics.blobs, starts, ends, timeout_s=_SCAN_TIMEOUT_S, committed=False):
