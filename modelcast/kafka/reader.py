@@ -21,6 +21,8 @@ from .settings import LOGGER, reader_settings
 
 # One call's worth of records: enough to amortise the call, little enough to react between them.
 _MAX_RECORDS: Final = 1_000
+# And at most about so many bytes: chunks of models, copied by the dozen, stay in the processor's caches and in bounds.
+_BATCH_BYTES: Final = 8 << 20
 # Kafka answers this only where a group is named; this reader names one because the client insists, and never joins it.
 _OF_THE_GROUP: Final = frozenset({KafkaError.GROUP_AUTHORIZATION_FAILED})
 
@@ -34,6 +36,7 @@ class KafkaReader:
         self._topic = topic
         self._faults = faults
         self._positions = dict(start)
+        self._batch = 8  # records a call takes beside its first, until their size is known
         self._consumer = make_consumer(reader_settings(settings, committed=committed), faults)
         self._assign()
 
@@ -48,7 +51,7 @@ class KafkaReader:
         if first is None:
             return []
         records: list[LogRecord] = []
-        for message in (first, *self._consumer.consume(_MAX_RECORDS - 1, 0)):
+        for message in (first, *self._consumer.consume(self._batch, 0)):
             error = message.error()
             if error is not None:
                 self._take_error(message, error)
@@ -56,6 +59,9 @@ class KafkaReader:
             record = _record(message)
             self._positions[record.partition] = record.offset + 1
             records.append(record)
+        if records:
+            mean_bytes = sum(len(record.value or b"") for record in records) // len(records) + 1
+            self._batch = max(1, min(_MAX_RECORDS - 1, _BATCH_BYTES // mean_bytes))
         return records
 
     def position(self, partition: int) -> int:
