@@ -155,6 +155,8 @@ ENUM = {"type": "enum", "name": "E", "symbols": ["A", "B"]}
         ("long", b"\x80\x80\x80\x80\x10", INT, "OutOfRange"),  # 2^31: a long, but not for this model
         ("long", b"\xff" * 9 + b"\x01", LONG, -(2**63)),
         ("long", b"\xff" * 9 + b"\x02", LONG, "InvalidAvro"),  # 65 bits
+        ("long", b"\x80", LONG, "InvalidAvro"),  # goes on behind the end
+        ("long", b"\xff\xff", LONG, "InvalidAvro"),
         ("long", b"\x02", FLOAT, 1.0),
         ("long", b"\x02", BOOL, "WrongType"),
         ("boolean", b"\x01", BOOL, True),
@@ -206,6 +208,17 @@ def test_a_broken_field_the_model_does_not_need_is_still_broken() -> None:
     schema, value = body_of("long", "boolean")(b"\x0a\x07")
     (poison,) = check([value], [FieldSpec("f0", LONG)], Schemas(schema)).poison
     assert poison.error == "InvalidAvro"
+
+
+def test_what_breaks_within_a_branch_is_broken_where_branches_differ() -> None:
+    make = body_of(["null", "long", "string"])
+    bodies = [b"\x00", b"\x02\x0a", b"\x02\x80", b"\x04\x02a", b"\x04\x04a", b"\x02\x0a\x00"]
+    schema, _ = make(b"")
+    batch = check([make(body)[1] for body in bodies], [FieldSpec("f0", LONG)], Schemas(schema))
+    assert batch.columns["f0"].tolist() == [5]
+    assert [event.error for event in batch.poison] == [
+        "NullField", "InvalidAvro", "WrongType", "InvalidAvro", "TrailingBytes",
+    ]  # fmt: skip
 
 
 def test_an_event_that_swallows_its_neighbour_costs_only_itself() -> None:

@@ -200,6 +200,13 @@ def test_producers_with_other_orders_of_keys_are_told_apart() -> None:
     assert batch.columns["v1"].tolist() == [-1] * 400
 
 
+def test_a_key_that_stands_twice_is_found_among_events_of_the_same_shape() -> None:
+    good = [b'{"a":%d,"b":2,"c":3}' % number for number in range(LARGE)]
+    bad = [b'{"a":1,"a":2,"c":3}', b'{"a":1,"c":2,"c":3}', b'{"c":1,"b":2,"c":3}']
+    batch = check([*good, *bad, *good], [LONG], NONE)
+    assert [event.error for event in batch.poison] == ["InvalidJson"] * 3
+
+
 def test_formats_mix_in_one_batch() -> None:
     schema = Schema.parse({"type": "record", "name": "T", "fields": [{"name": "a", "type": "long"}]})
     avro = [schema.encode_single_object({"a": number}) for number in range(100)]
