@@ -20,6 +20,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Self
@@ -380,13 +381,15 @@ class ControlPlane:
         entry = image.models.get(ref.model) if image is not None else None
         if image is None or entry is None or key is None or key.id != version:
             return  # something else took its place meanwhile
-        basis = basis_of(entry, key, line.view(busy=False, mark=0, now_s=self._clock()))
-        self._refuse(line, RefusedVersion(key, FAILED_LIVE, message, self._now_ms(), basis))
-        kept = line.slot.kept_key
-        if kept is not None and kept not in line.refused:
-            self._swap(line, image, kept)
-        else:
-            line.clear()  # what a rollback would restore is loaded; until then events wait
+        view = line.view(busy=False, mark=self._marks.get(key.repository, ref.model), now_s=self._clock())
+        refused = RefusedVersion(key, FAILED_LIVE, message, self._now_ms(), basis_of(entry, key, view))
+        self._refuse(line, refused)
+        # Not simply the kept one: after a rollback, that is the version somebody went back from.
+        match decide(image, replace(view, live=None), self._preserve):
+            case Swap(other) if other != key:
+                self._swap(line, image, other)
+            case _:
+                line.clear()  # what a rollback would restore is loaded; until then events wait
         self._reap(line)
 
     def _refuse(self, line: Line, refused: RefusedVersion) -> None:

@@ -12,7 +12,7 @@ import logging
 from collections.abc import Callable
 from typing import Final
 
-from modelcast.errors import BrokerError
+from modelcast.errors import BrokerError, RepositoryNotFoundError, TopicNotFoundError
 from modelcast.log import Log
 from modelcast.registry.image import RegistryImage
 from modelcast.registry.reader import RegistryReader
@@ -103,7 +103,12 @@ class RegistryFollower:
         self._drop_reader()
 
     def _open(self) -> None:
-        self._reader = RegistryReader(self._log, self._topics, clock=self._clock)
+        try:
+            self._reader = RegistryReader(self._log, self._topics, clock=self._clock)
+        except TopicNotFoundError as error:
+            raise RepositoryNotFoundError(
+                f"there is no modelcast repository here: {error.message}", hint="Make one with: modelcast init"
+            ) from error
         image = self._reader.catch_up(CATCH_UP_TIMEOUT_S)
         before = self._image
         self._opened_at_s = self._clock()

@@ -238,6 +238,28 @@ class TestRefusals:
         assert rig.live() == 1
         assert [refusal.version for refusal in rig.plane.refusals(FRAUD)] == [2]
 
+    def test_a_version_that_fails_live_gives_way_to_the_one_before(self, rig: Rig) -> None:
+        for version in (1, 2):
+            rig.publish(version)
+            rig.settle()
+        rig.plane.report_failure(FRAUD, ModelVersion("fraud", 2), "every row of a batch failed")
+        rig.settle()
+        assert rig.live() == 1
+        assert rig.loader.calls == [1, 2]
+        assert [refusal.reason for refusal in rig.plane.refusals(FRAUD)] == ["failed-live"]
+
+    def test_a_version_that_fails_live_after_a_rollback_does_not_bring_back_what_was_rolled_back(
+        self, rig: Rig
+    ) -> None:
+        for version in (1, 2, 3):
+            rig.publish(version)
+            rig.settle()
+        rig.put(release(4, 2, restores=2))
+        rig.settle()
+        rig.plane.report_failure(FRAUD, ModelVersion("fraud", 2), "every row of a batch failed")
+        rig.settle()
+        assert rig.live() == 1
+
     def test_a_callback_that_fails_does_not_stop_the_swap(self, rig: Rig) -> None:
         def fail(_: object) -> None:
             raise RuntimeError("a user's callback")
