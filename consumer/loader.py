@@ -126,23 +126,24 @@ class Loader:
         """
         manifest = record.manifest
         watch = _Stopwatch()
-        with self._quarantine.guard(manifest.digest, str(manifest.id)):
-            binding = Binding(manifest.signature)
-            _check_files(manifest)
-            with watch("fetch"):
-                view = self._fetcher.fetch(record, progress)
-            try:
+        binding = Binding(manifest.signature)
+        _check_files(manifest)
+        with watch("fetch"):
+            view = self._fetcher.fetch(record, progress)
+        try:
+            # From here on foreign bytes meet native code; a process killed while it fetched says nothing of the model.
+            with self._quarantine.guard(manifest.digest, str(manifest.id)):
                 with watch("check"):
                     self._check(view, manifest, binding, fields)
                 with watch("probe"):
                     self._probe(view, manifest)
                 servable = self._open(view, manifest, binding, watch)
-            except BaseException:
-                self._cache.release(view)
-                raise
-            finally:
-                if self._runner is not None:
-                    self._runner.prepare()
+        except BaseException:
+            self._cache.release(view)
+            raise
+        finally:
+            if self._runner is not None:
+                self._runner.prepare()
         servable.report = watch.report()
         return servable
 

@@ -264,6 +264,19 @@ def test_files_that_are_not_on_the_topic_are_named(shelf: Shelf, loader: Loader,
         loader.load(replace(record, manifest=replace(record.manifest, files=(*record.manifest.files, lost))), None)
 
 
+def test_f20_a_version_whose_loading_ended_the_process_twice_is_refused(
+    shelf: Shelf, loader: Loader, tmp_path: Path
+) -> None:
+    record = shelf.put({"model.onnx": graph(), "examples.npz": examples(tmp_path)}, tmp_path)
+    crashes = tmp_path / "state" / "crashes"
+    crashes.mkdir(parents=True)
+    for death in range(2):  # what dead processes leave: markers nobody holds
+        (crashes / f"{digest.hex_part(record.manifest.digest)}.{death}").touch()
+    with pytest.raises(LoadError, match=r"loading fraud@1 ended the process 2 times"):
+        loader.load(record, None)
+    assert views(tmp_path) == []
+
+
 def test_a_step_that_does_not_end_is_given_up() -> None:
     held = threading.Event()
     with pytest.raises(LoadError, match=r"opening fraud@1 took longer than 0\.01 s"):
