@@ -37,6 +37,7 @@ from modelcast import golden
 from modelcast.errors import (
     BindingError,
     ConversionError,
+    MissingExtraError,
     ModelcastError,
     ParityError,
     SourceError,
@@ -360,3 +361,25 @@ def test_a_joblib_file_gives_the_same_files_in_every_process(publish: Prepare, t
         assert done.stderr == ""  # what converters warn of is not for the user's terminal
         seen.add(done.stdout)
     assert len(seen) == 1
+
+
+def test_a_missing_converter_names_the_extra(publish: Prepare, monkeypatch: pytest.MonkeyPatch) -> None:
+    estimator = fit(LogisticRegression(), FLIGHTS[["month", "distance"]])
+    monkeypatch.setitem(sys.modules, "skl2onnx", None)
+    with pytest.raises(MissingExtraError, match="skl2onnx, which is not installed") as caught:
+        publish(estimator)
+    assert "pip install 'modelcast[sklearn]'" in str(caught.value.hint)
+
+
+class NoPandas:
+    def find_spec(self, name: str, *_: object) -> None:
+        if name == "pandas":
+            raise ImportError("not installed", name=name)
+
+
+def test_pandas_need_not_be_installed(publish: Prepare, monkeypatch: pytest.MonkeyPatch) -> None:
+    pipeline = fit(PIPELINES["logistic regression"]())
+    rows = pl.DataFrame(FLIGHTS.drop(columns="when").head(50).to_dict("list"))
+    monkeypatch.delitem(sys.modules, "pandas")
+    monkeypatch.setattr(sys, "meta_path", [NoPandas(), *sys.meta_path])
+    assert publish(pipeline, rows).signature.inputs[0].name == "carrier"
