@@ -22,6 +22,7 @@ from modelcast.errors import (
     IntegrityError,
     LoadError,
     ModelRefusedError,
+    QuarantinedError,
     SmokeRunError,
     StructureError,
 )
@@ -272,7 +273,7 @@ def test_f20_a_version_whose_loading_ended_the_process_twice_is_refused(
     crashes.mkdir(parents=True)
     for death in range(2):  # what dead processes leave: markers nobody holds
         (crashes / f"{digest.hex_part(record.manifest.digest)}.{death}").touch()
-    with pytest.raises(LoadError, match=r"loading fraud@1 ended the process 2 times"):
+    with pytest.raises(QuarantinedError, match=r"loading fraud@1 ended the process 2 times"):
         loader.load(record, None)
     assert views(tmp_path) == []
 
