@@ -147,7 +147,7 @@ class ModelClient:
         properties_file: A file of them.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         cache_dir: Where model files are kept; the user's cache folder by default.
-        state_dir: Where release marks are kept; the user's state folder by default.
+        state_dir: Where release marks and memories of crashes are kept; the user's state folder by default.
         instance: What this client is called on the status topic.
         timeout_s: How long `client[name]` waits for a model that is on its way.
         connection: In the place of everything about Kafka above.
@@ -184,13 +184,16 @@ class ModelClient:
         self._models: dict[ModelRef, Model] = {}
         self._closed = False
         self._log = self._connection.open_log()
-        self._loader = Loader(self._log, self._connection.topics, cache_dir=cache_dir, device=device)
+        state_dir = state_dir or folders.state_folder()
+        self._loader = Loader(
+            self._log, self._connection.topics, cache_dir=cache_dir, state_dir=state_dir, device=device
+        )
         self._plane = ControlPlane(
             self._log,
             self._connection.topics,
             self._loader,
             refs=refs,
-            state_dir=state_dir or folders.state_folder(),
+            state_dir=state_dir,
             role="client",
             instance=instance or f"client-{socket.gethostname()}-{self._pid}-{next(_NUMBERS)}",
             device=device,
