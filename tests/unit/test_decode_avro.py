@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from modelcast.avro import Schema
@@ -21,6 +21,9 @@ from modelcast.records import DType
 from .decode_checks import Schemas, check, damaged, specs_of
 
 AMOUNT = FieldSpec("amount", DType.FLOAT32)
+# The first text ever drawn waits for tables of Unicode: seconds on a busy machine.
+SLOW_START = [HealthCheck.too_slow]
+
 Case = tuple[Any, st.SearchStrategy[Any]]
 
 _SYMBOLS = ["A", "B", "long_symbol"]
@@ -68,7 +71,7 @@ def records(draw: st.DrawFn, name: str, depth: int = 2) -> Case:
     )
 
 
-@settings(max_examples=150)
+@settings(max_examples=150, suppress_health_check=SLOW_START)
 @given(st.data())
 def test_a_batch_comes_to_what_each_of_its_events_comes_to(data: st.DataObject) -> None:
     writers = []
@@ -91,7 +94,7 @@ def test_a_batch_comes_to_what_each_of_its_events_comes_to(data: st.DataObject) 
         assert clean.columns[spec.name].tobytes() == together.columns[spec.name].tobytes() or spec.dtype is DType.STRING
 
 
-@settings(max_examples=150)
+@settings(max_examples=150, suppress_health_check=SLOW_START)
 @given(st.data())
 def test_what_is_accepted_is_what_another_reader_reads(data: st.DataObject) -> None:
     schema = Schema.parse(

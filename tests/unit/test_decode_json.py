@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from modelcast.avro import Schema
@@ -18,6 +18,9 @@ from modelcast.consumer.decode.batch import BatchDecoder
 from modelcast.records import DType
 
 from .decode_checks import Schemas, check, damaged, specs_of
+
+# The first text ever drawn waits for tables of Unicode: seconds on a busy machine.
+SLOW_START = [HealthCheck.too_slow]
 
 NONE = Schemas()
 LARGE = json_lines.MIN_ROWS * 3
@@ -73,13 +76,13 @@ def read_few_together() -> Any:
         yield
 
 
-@settings(max_examples=300)
+@settings(max_examples=300, suppress_health_check=SLOW_START)
 @given(values=streams(), specs=specs_of(FIELDS))
 def test_a_batch_comes_to_what_each_of_its_events_comes_to(values: list[bytes | None], specs: list[FieldSpec]) -> None:
     check(values, specs, NONE)
 
 
-@settings(max_examples=200)
+@settings(max_examples=200, suppress_health_check=SLOW_START)
 @given(st.lists(st.floats(allow_nan=False, allow_infinity=False), min_size=2, max_size=50), st.sampled_from(DType))
 def test_numbers_are_the_nearest_floats(numbers: list[float], dtype: DType) -> None:
     specs = [FieldSpec("f0", dtype)]
