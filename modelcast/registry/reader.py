@@ -47,6 +47,7 @@ class RegistryReader:
         delta = RegistryDelta(self._image)
         while self._reader.position(_PARTITION) < end:
             if self._clock() >= deadline:
+                self._image = delta.apply()  # what was read is read: another try goes on from here
                 raise BrokerError(
                     f"topic {self._topic!r} could not be read to its end (offset {end}) in {timeout_s:g} s",
                     hint="Another publisher's transaction may be open; try again in a minute.",
