@@ -29,8 +29,8 @@ __all__ = ["BatchDecoder", "DecodedBatch", "PoisonEvent", "SchemaSource"]
 # The marker's two bytes as one number, as numpy reads them from the buffer.
 _MARKER = np.frombuffer(SINGLE_OBJECT_MARKER, "<u2")[0]
 
-# JSON events at once: about a megabyte, so that its several passes find it in the processor's cache.
-_JSON_ROWS = 2048
+# Events at once: about a megabyte, so that several passes over their bytes find them in the processor's cache.
+_BLOCK_ROWS = 4096
 
 
 class SchemaSource(Protocol):
@@ -75,46 +75,49 @@ class BatchDecoder:
 
     def decode(self, values: Sequence[bytes | None]) -> DecodedBatch:
         """Decodes events; raises nothing for what they hold."""
-        present = _without_none(values)
-        buffer = Buffer(present)
         result = _Result(self._specs, len(values))
-        lengths = buffer.ends - buffer.starts
-        for row in np.flatnonzero(lengths == 0).tolist():
-            null = values[row] is None
-            fault, message = (
-                (Fault.TOMBSTONE, "the value is null") if null else (Fault.EMPTY_VALUE, "the value is empty")
-            )
-            result.spoil(row, fault, message)
-        # Windows reach into the next value where one is short: two bytes of a marker must be its own.
-        framed = (lengths >= len(SINGLE_OBJECT_MARKER)) & (buffer.window(buffer.starts, 2).view("<u2") == _MARKER)
-        self._decode_avro(buffer, np.flatnonzero(framed), result)
-        self._decode_json(buffer, np.flatnonzero(~framed & (lengths > 0)), result)
+        for start in range(0, len(values), _BLOCK_ROWS):
+            self._decode_block(values[start : start + _BLOCK_ROWS], start, result)
         return result.batch()
 
-    def _decode_avro(self, buffer: Buffer, rows: Rows, result: _Result) -> None:
+    def _decode_block(self, values: Sequence[bytes | None], start: int, result: _Result) -> None:
+        """Decodes events whose first is `start` of the batch."""
+        buffer = Buffer(_without_none(values))
+        lengths = buffer.ends - buffer.starts
+        for row in np.flatnonzero(lengths == 0).tolist():
+            if values[row] is None:
+                result.spoil(start + row, Fault.TOMBSTONE, "the value is null")
+            else:
+                result.spoil(start + row, Fault.EMPTY_VALUE, "the value is empty")
+        # Windows reach into the next value where one is short: two bytes of a marker must be its own.
+        framed = (lengths >= len(SINGLE_OBJECT_MARKER)) & (buffer.window(buffer.starts, 2).view("<u2") == _MARKER)
+        self._decode_avro(buffer, np.flatnonzero(framed), start, result)
+        self._decode_json(buffer, np.flatnonzero(~framed & (lengths > 0)), start, result)
+
+    def _decode_avro(self, buffer: Buffer, rows: Rows, start: int, result: _Result) -> None:
         cut = buffer.ends[rows] - buffer.starts[rows] < FRAME_BYTES
         for row in rows[cut].tolist():
-            result.spoil(row, Fault.INVALID_AVRO, f"cut short within the {FRAME_BYTES} bytes of its frame")
+            result.spoil(start + row, Fault.INVALID_AVRO, f"cut short within the {FRAME_BYTES} bytes of its frame")
         for fingerprint, group in _by_fingerprint(buffer, rows[~cut]):
             plan = self._avro_plan(fingerprint)
             if plan is None:
-                result.unknown.append(fingerprint)
+                result.unknown[fingerprint] = None
                 continue
             cursor = Cursor(buffer, buffer.starts[group] + FRAME_BYTES, buffer.ends[group])
             columns = plan.read(cursor)
-            result.take(group, columns, _structural(cursor))
+            result.take(start + group, columns, _structural(cursor))
 
-    def _decode_json(self, buffer: Buffer, rows: Rows, result: _Result) -> None:
-        for start in range(0, len(rows), _JSON_ROWS):
-            block = rows[start : start + _JSON_ROWS]
-            part = buffer if len(block) == len(buffer) else Buffer([buffer.value(row) for row in block.tolist()])
-            left: Mask = np.ones(len(block), np.bool_)
-            for lines in decode_together(part, self._specs):
-                left[lines.rows] = False
-                result.take(block[lines.rows], lines.columns, ())
-            alone = np.flatnonzero(left)
-            if alone.size:
-                result.take(block[alone], *decode_each([part.value(row) for row in alone.tolist()], self._names))
+    def _decode_json(self, buffer: Buffer, rows: Rows, start: int, result: _Result) -> None:
+        if len(rows) < len(buffer):
+            buffer = Buffer([buffer.value(row) for row in rows.tolist()])
+        left: Mask = np.ones(len(rows), np.bool_)
+        for lines in decode_together(buffer, self._specs):
+            left[lines.rows] = False
+            result.take(start + rows[lines.rows], lines.columns, ())
+        alone = np.flatnonzero(left)
+        if alone.size:
+            columns, spoiled = decode_each([buffer.value(row) for row in alone.tolist()], self._names)
+            result.take(start + rows[alone], columns, spoiled)
 
     def _avro_plan(self, fingerprint: bytes) -> AvroPlan | None:
         plan = self._avro.get(fingerprint)
@@ -161,7 +164,8 @@ class _Result:
         self._good: Mask = np.zeros(size, np.bool_)
         self._columns: dict[str, Array] = {}
         self._poison: list[PoisonEvent] = []
-        self.unknown: list[bytes] = []  # their rows stay out: nobody can say yet what they hold
+        # As a set that keeps its order. Their rows stay out: nobody can say yet what they hold.
+        self.unknown: dict[bytes, None] = {}
 
     def spoil(self, row: int, fault: Fault, message: str) -> None:
         self._poison.append(PoisonEvent(row, fault.value, message))

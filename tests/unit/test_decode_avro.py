@@ -234,6 +234,17 @@ def test_an_event_that_swallows_its_neighbour_costs_only_itself() -> None:
     assert batch.columns["amount"].tolist() == [number for number in range(100) if number != 50]
 
 
+def test_large_batches_are_decoded_in_blocks_nobody_sees() -> None:
+    schema, stranger = transaction(), Schema.parse({"type": "record", "name": "Stranger", "fields": []})
+    values = [schema.encode_single_object({"id": str(number), "amount": number}) for number in range(9000)]
+    for row in (0, 4095, 4096, 8999):
+        values[row] = values[row][:-1]
+    values[1] = values[5000] = stranger.frame
+    batch = check(values, [FieldSpec("id", DType.STRING), AMOUNT], Schemas(schema))
+    assert batch.columns["amount"].tolist() == batch.rows.tolist()
+    assert batch.unknown == (stranger.fingerprint,)
+
+
 def test_deep_recursion_is_poison_not_an_error() -> None:
     node = {"type": "record", "name": "Node", "fields": [{"name": "next", "type": ["null", "Node"]}]}
     schema = Schema.parse(
