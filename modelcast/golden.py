@@ -38,6 +38,9 @@ MAX_FILE_BYTES: Final = 1 << 30
 # A graph has a handful of inputs and outputs; a pipeline of columns some thousands.
 MAX_ARRAYS: Final = 100_000
 
+# Fewer examples can give the same output by chance; so many different ones that all do show a model that says nothing.
+MIN_VARIED_EXAMPLES: Final = 8
+
 _FIRST_DOS_TIME = (1980, 1, 1, 0, 0, 0)
 _KINDS_ALLOWED = frozenset("fiubU")
 
@@ -161,6 +164,26 @@ def first_not_finite(array: Array) -> int | None:
         return None
     bad = ~np.isfinite(array).reshape(len(array), -1).all(axis=1)
     return int(np.argmax(bad)) if bad.any() else None
+
+
+def check_varied(inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> None:
+    """Refuses a model that gives the same outputs for every one of many different examples.
+
+    Raises:
+        GoldenError: It does.
+    """
+    rows = len(next(iter(outputs.values())))
+    if rows < MIN_VARIED_EXAMPLES or all(_is_constant(array) for array in inputs.values()):
+        return
+    if all(_is_constant(array) for array in outputs.values()):
+        raise GoldenError(
+            f"every output is the same for all {rows} golden examples",
+            hint="The model says nothing about its inputs; train it again, or publish it with examples that differ.",
+        )
+
+
+def _is_constant(array: Array) -> bool:
+    return bool((array == array[:1]).all())
 
 
 def _compare(want: Array, got: Array, tolerance: Tolerance) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.float64]]:

@@ -168,7 +168,9 @@ def _try(
         exact = [replace(b, dtype=DType.FLOAT64) if b.dtype is DType.FLOAT32 else b for b in bindings]
         parity.check(original(examples_of.feeds(exact, rows)), result.outputs)
     kept = min(GOLDEN_ROWS, _rows_within(GOLDEN_VALUES, bindings))
-    golden.write(directory / EXAMPLES_PATH, Examples(_head(feeds, kept), _head(result.outputs, kept)))
+    examples = Examples(_spread(feeds, kept), _spread(result.outputs, kept))
+    golden.check_varied(examples.inputs, examples.outputs)
+    golden.write(directory / EXAMPLES_PATH, examples)
     return PreparedModel(
         directory=directory,
         files=tree.entries(directory),
@@ -243,8 +245,12 @@ def _rows_within(values: int, bindings: Sequence[InputBinding]) -> int:
     return max(1, values // sum(len(binding.fields) for binding in bindings))
 
 
-def _head(arrays: Mapping[str, Array], count: int) -> dict[str, Array]:
-    return {name: array[:count] for name, array in arrays.items()}
+def _spread(arrays: Mapping[str, Array], count: int) -> dict[str, Array]:
+    """`count` rows evenly through all of them: files are often sorted, and the first rows alike."""
+    return {
+        name: array[np.linspace(0, len(array) - 1, min(count, len(array))).astype(np.int64)]
+        for name, array in arrays.items()
+    }
 
 
 def _outputs(facts: GraphFacts, results: Mapping[str, Array]) -> tuple[OutputSpec, ...]:

@@ -23,7 +23,8 @@ from .session import Published, RegistryWriter
 from .upload import Progress
 
 if TYPE_CHECKING:
-    from .prepare import ExamplesSource, Source
+    from .examples import ExamplesSource
+    from .sources import Source
 
 
 class ModelPublisher:

@@ -166,3 +166,12 @@ def test_first_row_that_is_not_finite() -> None:
     assert golden.first_not_finite(np.array([[1.0, 2.0], [np.nan, 1.0]])) == 1
     assert golden.first_not_finite(np.array([1.0])) is None
     assert golden.first_not_finite(np.array(["x"], dtype=object)) is None
+
+
+def test_f23_a_model_that_says_the_same_of_many_different_examples_is_refused() -> None:
+    inputs = {"x": np.arange(8, dtype=np.float32)}
+    with pytest.raises(GoldenError, match="the same for all 8"):
+        golden.check_varied(inputs, {"y": np.full(8, 0.5), "label": np.zeros(8, np.int64)})
+    golden.check_varied(inputs, {"y": np.arange(8.0), "label": np.zeros(8, np.int64)})
+    golden.check_varied({"x": np.zeros(8, np.float32)}, {"y": np.zeros(8)})
+    golden.check_varied({"x": np.arange(7.0)}, {"y": np.zeros(7)})

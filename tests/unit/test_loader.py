@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from modelcast import blobs, digest, golden
 from modelcast.consumer.binding import EventFields
-from modelcast.consumer.loader import MIN_VARIED_EXAMPLES, Loader
+from modelcast.consumer.loader import Loader
 from modelcast.consumer.loader import _within as within
 from modelcast.errors import (
     BindingError,
@@ -26,7 +26,7 @@ from modelcast.errors import (
     SmokeRunError,
     StructureError,
 )
-from modelcast.golden import Examples
+from modelcast.golden import MIN_VARIED_EXAMPLES, Examples
 from modelcast.records import FileEntry
 from modelcast.registry.image import VersionRecord
 from modelcast.runtime import Array
