@@ -21,7 +21,7 @@ from pathlib import Path
 
 from modelcast import folders, runtime
 from modelcast.config import Connection
-from modelcast.errors import UsageError
+from modelcast.errors import ModelcastError, UsageError
 from modelcast.events.schemas import SchemaTopic
 from modelcast.group import GroupLog
 from modelcast.names import ModelRef
@@ -47,6 +47,7 @@ SESSION_TIMEOUT_MS = 6_000
 TRANSACTION_TIMEOUT_MS = 6_000
 # How long a first version may take to go live before `until_end` gives up: a large model on a slow disk.
 FIRST_VERSION_TIMEOUT_S = 300.0
+STOP_NOTICED_S = 0.5
 
 
 class Guarantee(StrEnum):
@@ -193,7 +194,7 @@ class Scorer:
         observer.sample()
         plane.start()
         if self._until_end:
-            plane.wait_live(self._ref, FIRST_VERSION_TIMEOUT_S, patient=False)
+            self._await_first_version(plane)
         committer.start()  # ends what a predecessor left open, before its offsets are read
         stack.callback(committer.close, CLOSE_DRAIN_S)
         consumer = log.group_consumer(self._group, instance=instance, session_timeout_ms=SESSION_TIMEOUT_MS)
@@ -216,12 +217,27 @@ class Scorer:
         self._report(Stopped(self.stats, time.monotonic() - started_s, left))
         return self.stats
 
+    def _await_first_version(self, plane: ControlPlane) -> None:
+        """Waits for a version to end with; raises why there will be none."""
+        deadline = time.monotonic() + FIRST_VERSION_TIMEOUT_S
+        while not self._stop.is_set():
+            step_ends = time.monotonic() + STOP_NOTICED_S
+            try:
+                plane.wait_live(self._ref, STOP_NOTICED_S, patient=False)
+            except ModelcastError:
+                if time.monotonic() < step_ends or time.monotonic() >= deadline:
+                    raise  # before its time is up: waiting alone won't help
+            else:
+                return
+
     def _claim_instance(self) -> Instance:
         scope = f"{self._connection.bootstrap_servers}\0{self._connection.prefix}\0{self._group}"
         return claim_instance(self._state_dir, scope=scope, named=self._named_instance)
 
     def _control_plane(self, log: GroupLog, instance: str, stack: ExitStack) -> ControlPlane:
-        loader = Loader(log, self._connection.topics, cache_dir=self._cache_dir, device=self._device)
+        loader = Loader(
+            log, self._connection.topics, cache_dir=self._cache_dir, state_dir=self._state_dir, device=self._device
+        )
         stack.callback(loader.close)
         plane = ControlPlane(
             log,
