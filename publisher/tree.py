@@ -7,7 +7,7 @@
 - Tensors are copied one at a time and never all at once; those in files of their own are streamed, so a model may be
   larger than memory and than protobuf's 2 GiB.
 - The source's external data is read from files within the source's folder only: a location that leaves it, by `..`, an
-  absolute path or a link, is refused.
+  absolute path or a link, is refused, and so is a hidden file: `.env` would be published as a tensor.
 
     model.onnx
     tensors/9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08
@@ -184,17 +184,22 @@ def _external(tensor: TensorProto, folder: Path | None) -> tuple[Path, int, int]
         )
     values = {entry.key: entry.value for entry in tensor.external_data}
     location = values.get("location", "")
+    what = f"external data {location!r} of tensor {tensor.name!r}"
     try:
         check_path(location.removeprefix("./"))
+    except StructureError as error:
+        raise StructureError(f"{what} is outside the model's folder", hint=_EXTERNAL_HINT) from error
+    if any(part.startswith(".") for part in location.removeprefix("./").split("/")):
+        raise StructureError(f"{what} is a hidden file, which holds anything but tensors", hint=_EXTERNAL_HINT)
+    try:
         path = (folder / location).resolve(strict=True)
-    except (StructureError, OSError, ValueError) as error:
-        raise SourceError(
-            f"external data {location!r} of tensor {tensor.name!r} can't be read: {_reason(error)}", hint=_EXTERNAL_HINT
-        ) from error
-    if not path.is_relative_to(folder.resolve()) or not path.is_file():
-        raise SourceError(
-            f"external data {location!r} of tensor {tensor.name!r} is not a file in {folder}", hint=_EXTERNAL_HINT
-        )
+    except (OSError, ValueError) as error:
+        reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        raise SourceError(f"{what} can't be read: {reason}", hint=_EXTERNAL_HINT) from error
+    if not path.is_relative_to(folder.resolve()):
+        raise StructureError(f"{what} is a link that leaves the model's folder", hint=_EXTERNAL_HINT)
+    if not path.is_file():
+        raise SourceError(f"{what} is not a file in {folder}", hint=_EXTERNAL_HINT)
     texts = [values.get(key, "0") or "0" for key in ("offset", "length")]
     if not all(text.isascii() and text.isdecimal() for text in texts):
         raise SourceError(f"external data of tensor {tensor.name!r} has no number as offset or length")
@@ -207,12 +212,6 @@ def _external(tensor: TensorProto, folder: Path | None) -> tuple[Path, int, int]
             hint="Export the model again: the file was cut or belongs to another model.",
         )
     return path, offset, size
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, StructureError):
-        return "it is outside the model's folder"
-    return (error.strerror if isinstance(error, OSError) else None) or str(error)
 
 
 def _size_bytes(tensor: TensorProto) -> int:

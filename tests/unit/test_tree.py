@@ -133,13 +133,29 @@ def test_external_data_in_attributes_is_put_into_the_graph(tmp_path: Path) -> No
     np.testing.assert_array_equal(numpy_helper.to_array(loaded), LARGE)
 
 
-@pytest.mark.parametrize("location", ["../secret.bin", "/etc/hostname", "link.bin", "nowhere.bin", "", "sub/../../x"])
-def test_external_data_outside_the_folder_is_never_read(tmp_path: Path, location: str) -> None:
+@pytest.mark.parametrize(
+    ("location", "error"),
+    [
+        ("../secret.bin", StructureError),
+        ("/etc/hostname", StructureError),
+        ("sub/../../secret.bin", StructureError),
+        ("link.bin", StructureError),
+        (".env", StructureError),
+        ("./.env", StructureError),
+        ("", StructureError),
+        ("nowhere.bin", SourceError),
+        ("folder", SourceError),
+    ],
+)
+def test_external_data_that_is_not_the_models_is_never_read(
+    tmp_path: Path, location: str, error: type[Exception]
+) -> None:
     source = tmp_path / "source"
-    source.mkdir()
-    (tmp_path / "secret.bin").write_bytes(LARGE.tobytes())
+    (source / "folder").mkdir(parents=True)
+    for place in (tmp_path / "secret.bin", source / ".env"):
+        place.write_bytes(LARGE.tobytes())
     (source / "link.bin").symlink_to(tmp_path / "secret.bin")
-    with pytest.raises(SourceError, match="external data"):
+    with pytest.raises(error, match="external data"):
         written(tmp_path / "t", model_of(a=external("a", LARGE, location=location)), source)
 
 
