@@ -41,6 +41,10 @@ MAX_ROWS: Final = 10_000
 
 _HINT = "Give rows by field name (.csv, .jsonl, .parquet) or arrays by input name (.npz)."
 _ROWS_HINT = "Give each input as many rows as the others."
+_NAMES_HINT = (
+    "Name the event fields as the examples do, in the model's order: --fields a,b,c (from Python: fields=[...])."
+)
+_KINDS_HINT = "Give examples of the kind the model takes, as events will have them, or convert inside the model."
 
 
 @dataclass(frozen=True)
@@ -70,12 +74,17 @@ class Rows:
             BindingError: There is no such column, or it holds what no input takes.
         """
         if name not in self.values:
-            raise BindingError(f"the examples have no field {name!r}; they have {_listed(self.names)}")
+            raise BindingError(
+                f"the examples have no field {name!r}; they have {_listed(self.names)}", hint=_NAMES_HINT
+            )
         array = _as_array(name, self.values[name])
         if array.ndim == 2 and array.shape[1] == 1:
             array = array[:, 0]
         if array.ndim != 1:
-            raise BindingError(f"field {name!r} of the examples is an array of shape {list(array.shape)}, not a column")
+            raise BindingError(
+                f"field {name!r} of the examples is an array of shape {list(array.shape)}, not a column",
+                hint=_KINDS_HINT,
+            )
         return array
 
     def matrix(self, name: str) -> Array | None:
@@ -249,7 +258,9 @@ def _of_numpy(name: str, array: Array) -> Array:
             "U": object,
         }[kind]
         return array.astype(wanted, copy=False)
-    raise BindingError(f"field {name!r} of the examples holds {array.dtype}, which no model input takes")
+    raise BindingError(
+        f"field {name!r} of the examples holds {array.dtype}, which no model input takes", hint=_KINDS_HINT
+    )
 
 
 def _of_series(name: str, series: pl.Series) -> Array:
@@ -262,18 +273,21 @@ def _of_series(name: str, series: pl.Series) -> Array:
         return series.cast(pl.Float32 if dtype == pl.Float32 else pl.Float64).to_numpy()
     if dtype == pl.Boolean:
         if series.null_count():
-            raise BindingError(f"field {name!r} of the examples is boolean and misses values")
+            raise BindingError(
+                f"field {name!r} of the examples is boolean and misses values",
+                hint="Leave those rows out, or make it a number.",
+            )
         return series.to_numpy()
     if dtype == pl.String or isinstance(dtype, (pl.Categorical, pl.Enum)):
         texts = np.empty(len(series), dtype=object)
         texts[:] = series.cast(pl.String).to_list()
         return texts
-    raise BindingError(f"field {name!r} of the examples holds {dtype}, which no model input takes")
+    raise BindingError(f"field {name!r} of the examples holds {dtype}, which no model input takes", hint=_KINDS_HINT)
 
 
 def _int64(name: str, array: Array) -> Array:
     if array.dtype == np.uint64 and array.size and array.max() > np.iinfo(np.int64).max:
-        raise BindingError(f"field {name!r} of the examples holds integers beyond 64 bits with sign")
+        raise BindingError(f"field {name!r} of the examples holds integers beyond 64 bits with sign", hint=_KINDS_HINT)
     return array.astype(np.int64, copy=False)
 
 
@@ -310,7 +324,8 @@ def _shape(info: TensorInfo) -> str:
 def _check_fields(inputs: Sequence[TensorInfo], matrices: Sequence[TensorInfo], fields: Sequence[str]) -> None:
     twice = sorted(name for name, times in Counter(fields).items() if times > 1)
     if not fields or twice or not all(fields):
-        raise UsageError(f"--fields names {_listed(twice)} twice" if twice else "--fields holds an empty name")
+        said = f"--fields names {_listed(twice)} twice" if twice else "--fields holds an empty name"
+        raise UsageError(said, hint=_NAMES_HINT)
     names = [info.name for info in inputs]
     if not matrices and len(names) > 1 and set(fields) != set(names):
         raise UsageError(
@@ -360,7 +375,9 @@ def _feed(binding: InputBinding, rows: Rows) -> Array:
     given = rows.matrix(binding.name)
     if given is not None and (width or 1) > 1:
         if given.shape[1] != width:
-            raise BindingError(f"the examples give input {binding.name!r} {given.shape[1]} columns, it takes {width}")
+            raise BindingError(
+                f"the examples give input {binding.name!r} {given.shape[1]} columns, it takes {width}", hint=_KINDS_HINT
+            )
         return np.ascontiguousarray(_converted(binding.name, given, binding.dtype))
     names = (
         [name if name in rows else binding.name for name in binding.fields] if width in (None, 1) else binding.fields
@@ -376,7 +393,7 @@ def _converted(field: str, array: Array, dtype: DType) -> Array:
     if dtype in (DType.INT64, DType.INT32) and kind == "i":
         bounds = np.iinfo(dtype.value)
         if array.size and (array.min() < bounds.min or array.max() > bounds.max):
-            raise BindingError(f"field {field!r} holds integers beyond {dtype}")
+            raise BindingError(f"field {field!r} holds integers beyond {dtype}", hint=_KINDS_HINT)
         return array.astype(dtype.value)
     if dtype is DType.BOOL and kind == "b":
         return array
@@ -389,7 +406,7 @@ def _converted(field: str, array: Array, dtype: DType) -> Array:
             )
         return array
     held = {"f": "floats", "i": "integers", "b": "booleans", "O": "texts"}[kind]
-    raise BindingError(f"field {field!r} of the examples holds {held}, and the model takes {dtype}")
+    raise BindingError(f"field {field!r} of the examples holds {held}, and the model takes {dtype}", hint=_KINDS_HINT)
 
 
 def _listed(names: Sequence[str]) -> str:
