@@ -7,6 +7,7 @@ with ModelPublisher() as publisher:
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -111,6 +112,8 @@ class ModelPublisher:
         for name, value in (metrics or {}).items():
             if not name:
                 raise UsageError(f"a metric without a name has the value {value!r}", hint="Write name=value.")
+            if not math.isfinite(value):
+                raise UsageError(f"metric {name!r} is {value}, which compares with nothing", hint="Leave it out.")
         with tempfile.TemporaryDirectory(prefix="modelcast-") as folder:
             prepared = prepare(source, examples, fields=fields, directory=Path(folder), progress=on_step)
             if on_step is not None:
