@@ -16,9 +16,12 @@ from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from modelcast.errors import ModelcastError
+
+# A pipe has no width: a table in it keeps every cell whole, on one line.
+_PIPE_COLUMNS = 100_000
 
 
 def to_json(value: object) -> str:
@@ -36,6 +39,14 @@ def _finite(value: object) -> object:
             return [_finite(entry) for entry in value]
         case _:
             return value
+
+
+def printable(text: str, *, keep: str = "") -> str:
+    """`text` with what would move the cursor or clear the screen spelled out: topics hold what others wrote.
+
+    Characters in `keep` stay.
+    """
+    return "".join(c if c.isprintable() or c in keep else c.encode("unicode_escape").decode() for c in text)
 
 
 class Output:
@@ -68,13 +79,18 @@ class Output:
 
     def table(self, columns: Sequence[str], rows: Iterable[Sequence[str]], *, title: str | None = None) -> None:
         """A table on standard output, for people; cells are plain text."""
-        table = Table(*columns, title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+        headers = [Column(name, overflow="fold") for name in columns]
+        table = Table(*headers, title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
         for row in rows:
-            table.add_row(*(escape(cell) for cell in row))
-        self.stdout.print(table)
+            table.add_row(*(escape(printable(cell)) for cell in row))
+        if self.stdout.is_terminal:
+            self.stdout.print(table, soft_wrap=False)
+        else:
+            Console(file=self.stdout.file, width=_PIPE_COLUMNS, highlight=False).print(table)
 
     def error(self, error: ModelcastError) -> None:
         """What went wrong and what to do about it."""
-        self.stderr.print(f"[red]error:[/red] {escape(error.message)}")
+        message = printable(error.message, keep="\n")
+        self.stderr.print(f"[red]error:[/red] {escape(message)}")
         if error.hint:
             self.stderr.print(f"  [dim]→[/dim] {escape(error.hint)}")

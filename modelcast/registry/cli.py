@@ -11,6 +11,7 @@ import typer
 from rich.markup import escape
 
 from modelcast.cli.options import CommandContext, connected
+from modelcast.cli.output import printable
 from modelcast.names import ModelRef, check_model_name
 from modelcast.records import Manifest, Release, Withdrawn
 from modelcast.registry.image import ModelEntry, RegistryImage, VersionRecord
@@ -75,11 +76,11 @@ def show(context: CommandContext, name: Annotated[str, typer.Argument(metavar="N
     out = context.output.stdout
     out.print(f"[bold]{escape(str(manifest.id))}[/bold]  {'[green]live[/green]' if live else 'not live'}")
     for label, text in _facts(manifest):
-        out.print(f"  [dim]{label:<10}[/dim] {escape(text)}")
+        out.print(f"  [dim]{label:<10}[/dim] {escape(printable(text))}")
     out.print("  [dim]inputs[/dim]")
     for binding in manifest.signature.inputs:
-        out.print(f"    {escape(f'{binding.name}: {binding.dtype}{_shape(binding.shape)}')} ← "
-                  f"{escape(', '.join(binding.fields))}")  # fmt: skip
+        fields = ", ".join(binding.fields)
+        out.print(f"    {escape(printable(f'{binding.name}: {binding.dtype}{_shape(binding.shape)} ← {fields}'))}")
     out.print("  [dim]outputs[/dim]")
     for output in manifest.signature.outputs:
         out.print(f"    {escape(f'{output.field}: {output.dtype}{_shape(output.shape)}')}")
@@ -222,4 +223,7 @@ def _shape(shape: tuple[int | None, ...]) -> str:
 
 
 def _time(epoch_ms: int) -> str:
-    return datetime.fromtimestamp(epoch_ms / 1000, tz=UTC).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+    try:
+        return datetime.fromtimestamp(epoch_ms / 1000, tz=UTC).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+    except (ValueError, OverflowError, OSError):  # a record may hold any number
+        return f"{epoch_ms} ms"
