@@ -1,0 +1,230 @@
+"""Real `modelcast` processes on a real broker, to be really killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from confluent_kafka import Producer
+
+from modelcast.kafka import KafkaLog
+from modelcast.log import TopicSpec
+from tests.unit.linear_model import linear_model
+
+ROOT = Path(__file__).resolve().parents[2]
+DEADLINE_S = 60.0
+
+
+def wait_for(condition: Callable[[], object], what: str, timeout_s: float = DEADLINE_S) -> None:
+    """Waits for what other processes bring about."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, f"waited {timeout_s:g} s for {what}"
+        time.sleep(0.02)
+
+
+class Stage:
+    """One repository with one model, one stream, and the processes that score it."""
+
+    def __init__(self, servers: str, prefix: str, folder: Path, *, partitions: int = 4) -> None:
+        self.servers = servers
+        self.prefix = prefix
+        self.folder = folder
+        self.partitions = partitions
+        self.events, self.predictions = f"{prefix}-events", f"{prefix}-scores"
+        self.dead_letters = f"{self.predictions}.dead-letters"
+        self.schemas = f"{prefix}.schemas"
+        with KafkaLog({"bootstrap.servers": servers}) as log:
+            log.create(TopicSpec(self.events, partitions))
+            for topic in (self.predictions, self.dead_letters):
+                log.create(TopicSpec(topic, partitions, configs={"retention.ms": "-1"}))
+        self.run("init")
+
+    def environment(self) -> dict[str, str]:
+        return {
+            **os.environ,
+            "PYTHONPATH": str(ROOT),
+            "MODELCAST_BOOTSTRAP_SERVERS": self.servers,
+            "MODELCAST_PREFIX": self.prefix,
+            "MODELCAST_STATE_DIR": str(self.folder / "state"),
+            "MODELCAST_CACHE_DIR": str(self.folder / "cache"),
+        }
+
+    def run(self, *arguments: str) -> Mapping[str, Any]:
+        """A command to its end; its last JSON line."""
+        done = subprocess.run(
+            [sys.executable, "-m", "modelcast", *arguments, "--json"],
+            env=self.environment(),
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        assert done.returncode == 0, f"{arguments}: {done.stderr}"
+        lines = done.stdout.splitlines()
+        parsed = json.loads(lines[-1]) if lines else {}
+        assert isinstance(parsed, dict)
+        return parsed
+
+    def publish(self, bias: float, *, fields: str = "amount,age") -> int:
+        """Publishes and releases `amount + age + bias`; returns its version."""
+        folder = self.folder / f"model-{bias}-{fields}"
+        linear_model(folder, bias)
+        first, second = fields.split(",")
+        rows = folder / "rows.jsonl"
+        rows.write_text("".join(json.dumps({first: float(n), second: n / 3}) + "\n" for n in range(20)))
+        published = self.run(
+            "publish", "fraud", str(folder / "model.onnx"), "--examples", str(rows), "--fields", fields, "--release"
+        )
+        return int(published["version"])
+
+    def send(self, count: int, *, start: int = 0) -> None:
+        """Sends JSON events, spread evenly over the partitions."""
+        producer = Producer({"bootstrap.servers": self.servers, "linger.ms": 20})
+        for number in range(start, start + count):
+            producer.produce(
+                self.events,
+                value=b'{"amount": %d, "age": 1}' % number,
+                key=b"%d" % number,
+                partition=number % self.partitions,
+            )
+            if number % 10_000 == 0:
+                producer.poll(0)
+        assert producer.flush(30) == 0
+
+    @contextmanager
+    def feeding(self, per_second: int) -> Iterator[Feeder]:
+        """Sends events at a steady rate meanwhile."""
+        feeder = Feeder(self, per_second)
+        feeder.start()
+        try:
+            yield feeder
+        finally:
+            feeder.stop()
+
+    def score(self, *options: str) -> ScoreProcess:
+        """Starts a scorer."""
+        return ScoreProcess(self, options)
+
+    def finish(self, *options: str) -> Mapping[str, Any]:
+        """Scores what is left, to the end."""
+        return self.run(
+            "score", "fraud", "--events", self.events, "--predictions", self.predictions, "--until-end", *options
+        )
+
+
+class Feeder(threading.Thread):
+    """Produces events at a steady rate, and knows the next offset of each partition."""
+
+    def __init__(self, stage: Stage, per_second: int) -> None:
+        super().__init__(daemon=True)
+        self._stage = stage
+        self._pause_s = stage.partitions / per_second
+        self._stopping = threading.Event()
+        self.sent = 0
+        self.next_offsets = dict.fromkeys(range(stage.partitions), 0)
+
+    def run(self) -> None:
+        producer = Producer({"bootstrap.servers": self._stage.servers, "linger.ms": 0})
+
+        def delivered(error: object, message: Any) -> None:
+            assert error is None, error
+            self.next_offsets[message.partition()] = message.offset() + 1
+
+        while not self._stopping.wait(self._pause_s):
+            for partition in range(self._stage.partitions):
+                producer.produce(
+                    self._stage.events,
+                    value=b'{"amount": %d, "age": 2}' % self.sent,
+                    partition=partition,
+                    on_delivery=delivered,
+                )
+                self.sent += 1
+            producer.poll(0)
+        assert producer.flush(30) == 0
+
+    def stop(self) -> None:
+        self._stopping.set()
+        self.join(40)
+
+
+class ScoreProcess:
+    """A running `modelcast score --json`; kills what is left of it at the end."""
+
+    def __init__(self, stage: Stage, options: Sequence[str]) -> None:
+        self.lines: list[dict[str, Any]] = []
+        self.process = subprocess.Popen(
+            [
+                sys.executable, "-m", "modelcast", "score", "fraud", "--events", stage.events,
+                "--predictions", stage.predictions, "--json", *options,
+            ],
+            env=stage.environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )  # fmt: skip
+        self._errors: list[str] = []
+        self._readers = [
+            threading.Thread(target=self._read, daemon=True),
+            threading.Thread(target=self._read_errors, daemon=True),
+        ]
+        for reader in self._readers:
+            reader.start()
+
+    def __enter__(self) -> ScoreProcess:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGCONT)
+            self.process.kill()
+        self.process.wait(10)
+        for reader in self._readers:
+            reader.join(10)
+        for pipe in (self.process.stdout, self.process.stderr):
+            if pipe is not None:
+                pipe.close()
+
+    def wait_line(self, event: str, timeout_s: float = DEADLINE_S, **fields: object) -> dict[str, Any]:
+        """The first report of that kind with these values."""
+        found: list[dict[str, Any]] = []
+
+        def there() -> bool:
+            found.extend(
+                line
+                for line in list(self.lines)
+                if line["event"] == event and all(line.get(name) == value for name, value in fields.items())
+            )
+            ended = self.process.poll() is not None and not any(reader.is_alive() for reader in self._readers)
+            assert found or not ended, f"the scorer ended with {self.process.returncode}: {''.join(self._errors)}"
+            return bool(found)
+
+        wait_for(there, f"{event} {fields}; it said {self.lines} {''.join(self._errors)}", timeout_s)
+        return found[0]
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait(10)
+
+    def end(self, number: int = signal.SIGTERM) -> int:
+        """Asks it to end; returns its exit status."""
+        self.process.send_signal(number)
+        return self.process.wait(DEADLINE_S)
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.lines.append(json.loads(line))
+
+    def _read_errors(self) -> None:
+        assert self.process.stderr is not None
+        self._errors.extend(self.process.stderr)

@@ -1,0 +1,243 @@
+"""Scorers killed, stopped and fed poison: judged from the topics by an oracle that shares no code with them."""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+from confluent_kafka import Producer
+
+from modelcast.avro import Schema
+from modelcast.dev.broker import LocalBroker
+from modelcast.events.schemas import SchemaTopic
+from modelcast.kafka import KafkaLog
+from modelcast.topics import Topics
+
+from . import oracle
+from .scorer_processes import Stage, wait_for
+
+RESTARTED_WITHIN_S = 10.0
+GONE_WITHIN_S = 20.0
+
+EVENT = Schema.parse({
+    "type": "record",
+    "name": "Event",
+    "fields": [
+        {"name": "amount", "type": "double"},
+        {"name": "age", "type": "int"},
+        {"name": "note", "type": "string"},
+    ],
+})  # fmt: skip
+OTHER = Schema.parse({"type": "record", "name": "Other", "fields": [{"name": "weight", "type": "double"}]})
+
+
+@pytest.fixture
+def stage(broker: LocalBroker, prefix: str, tmp_path: Path) -> Stage:
+    return Stage(broker.bootstrap_servers, prefix, tmp_path)
+
+
+def verdict(stage: Stage) -> oracle.Verdict:
+    found = oracle.judge(
+        stage.servers,
+        events=stage.events,
+        predictions=stage.predictions,
+        dead_letters=stage.dead_letters,
+        schemas=stage.schemas,
+    )
+    print(found)
+    return found
+
+
+def predictions(stage: Stage) -> int:
+    return sum(oracle._offsets(stage.servers, stage.predictions, committed=True).values())
+
+
+def test_f27_scorers_killed_again_and_again_lose_double_and_reorder_nothing(stage: Stage) -> None:
+    stage.publish(0.5)
+    seed = random.randrange(1 << 32)
+    print(f"seed {seed}")
+    chance = random.Random(seed)
+    with stage.feeding(4_000) as feeder, stage.score("--instance", "steady") as steady:
+        steady.wait_line("live")
+        for round_ in range(3):
+            with stage.score("--instance", "unlucky") as unlucky:
+                unlucky.wait_line("live")
+                before = predictions(stage)
+                wait_for(lambda: predictions(stage) > before + 200, "predictions")  # noqa: B023
+                time.sleep(chance.random() * 0.5)  # anywhere in a transaction
+                if round_ == 1:
+                    stage.publish(1.5)  # a swap falls among the kills
+                unlucky.kill()
+        assert feeder.sent > 1_000
+    stage.finish("--instance", "last")
+    judged = verdict(stage)
+    assert judged.is_whole
+    assert judged.predictions == judged.events
+
+
+@pytest.mark.parametrize("restarted", [True, False], ids=["restarted", "gone"])
+def test_f27_a_killed_scorer_s_partitions_are_scored_again_in_time(stage: Stage, restarted: bool) -> None:
+    stage.publish(0.5)
+    with (
+        stage.feeding(2_000) as feeder,
+        oracle.watching(stage.servers, stage.predictions, stage.schemas) as watch,
+        stage.score("--instance", "a") as stays,
+        stage.score("--instance", "b") as dies,
+    ):
+        stays.wait_line("live")
+        dies.wait_line("live")
+        wait_for(lambda: watch.count() > 2_000, "predictions of both")
+        wait_for(lambda: _share(stage, "b"), "the second scorer's partitions")
+        dies.kill()
+        killed_at = time.monotonic()
+        behind = dict(feeder.next_offsets)
+        if restarted:
+            with stage.score("--instance", "b"):
+                took_s = _recovery_s(watch, behind, killed_at)
+        else:
+            took_s = _recovery_s(watch, behind, killed_at)
+    print(f"all partitions scored again {took_s:.1f} s after kill -9 ({'restarted' if restarted else 'gone'})")
+    assert took_s <= (RESTARTED_WITHIN_S if restarted else GONE_WITHIN_S)
+    stage.finish("--instance", "a")
+    assert verdict(stage).is_whole
+
+
+def _share(stage: Stage, instance: str) -> bool:
+    """Whether the group's member of that instance has partitions."""
+    from confluent_kafka.admin import AdminClient
+
+    group = f"{stage.prefix}.fraud.{stage.predictions}"
+    admin = AdminClient({"bootstrap.servers": stage.servers})
+    described = admin.describe_consumer_groups([group])[group].result()
+    return any(
+        member.group_instance_id == instance and member.assignment.topic_partitions for member in described.members
+    )
+
+
+def _recovery_s(watch: oracle.Watch, behind: Mapping[int, int], killed_at: float) -> float:
+    def seen() -> list[float | None]:
+        return [watch.first_seen(partition, from_offset=offset) for partition, offset in behind.items()]
+
+    wait_for(lambda: all(at is not None for at in seen()), "every partition to be scored again", 45)
+    return max(at for at in seen() if at is not None) - killed_at
+
+
+def test_f30_a_scorer_stopped_past_its_transaction_goes_on_or_ends_and_nothing_is_doubled(stage: Stage) -> None:
+    stage.publish(0.5)
+    with stage.feeding(2_000), stage.score("--instance", "a") as other, stage.score("--instance", "b") as frozen:
+        other.wait_line("live")
+        frozen.wait_line("live")
+        wait_for(lambda: _share(stage, "b"), "its partitions")
+        frozen.process.send_signal(signal.SIGSTOP)
+        time.sleep(9)  # its session of 6 s and its transaction's 6 s are over; others have its partitions
+        frozen.process.send_signal(signal.SIGCONT)
+        wait_for(lambda: _share(stage, "b") or frozen.process.poll() is not None, "it to come back or to end")
+        if frozen.process.poll() is None:
+            assert frozen.end() == 0
+        else:
+            assert frozen.process.returncode == 7
+    stage.finish("--instance", "a")
+    assert verdict(stage).is_whole
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_f37_a_signal_ends_a_scorer_cleanly_in_the_middle_of_a_backlog(stage: Stage, number: signal.Signals) -> None:
+    stage.publish(0.5)
+    stage.send(60_000)
+    with stage.score("--instance", "a") as scorer:
+        scorer.wait_line("live")
+        wait_for(lambda: predictions(stage) > 0, "the first predictions")
+        assert scorer.end(number) == 0
+        stopped = scorer.wait_line("stopped")
+    assert stopped["events"] > 0
+    stage.finish("--instance", "a")
+    assert verdict(stage).is_whole
+
+
+def test_f22_a_version_the_events_can_not_feed_is_refused_and_the_live_one_goes_on(stage: Stage) -> None:
+    stage.publish(0.5)
+    stage.send(100)
+    with stage.score() as scorer:
+        scorer.wait_line("live", version=1)
+        stage.publish(1.5, fields="amount,weight")
+        refused = scorer.wait_line("refused", version=2)
+        assert refused["reason"] == "binding"
+        assert "'weight'" in refused["message"]
+        stage.send(100, start=100)
+        wait_for(lambda: predictions(stage) >= 200, "predictions by the version that stayed")
+        assert scorer.end() == 0
+    known = oracle.writer_schemas(stage.servers, stage.schemas)
+    versions = {
+        oracle.decode(record.value(), known)["version"] for record in oracle.read(stage.servers, stage.predictions)
+    }
+    assert versions == {1}
+
+
+def test_f33_poison_costs_itself_only_and_its_neighbours_have_the_same_bytes(
+    broker: LocalBroker, prefix: str, tmp_path: Path
+) -> None:
+    clean, spoiled = (
+        Stage(broker.bootstrap_servers, f"{prefix}-{letter}", tmp_path / letter, partitions=2) for letter in "cs"
+    )
+    seed = random.randrange(1 << 32)
+    print(f"seed {seed}")
+    chance = random.Random(seed)
+    good = [
+        {"amount": chance.uniform(-1e6, 1e6), "age": chance.randrange(100), "note": "x" * (n % 9)} for n in range(3_000)
+    ]
+    now_ms = int(time.time() * 1000)
+    places = set(chance.sample(range(3_000), 120))
+    for stage, has_poison in ((clean, False), (spoiled, True)):
+        stage.publish(0.5)
+        with KafkaLog({"bootstrap.servers": stage.servers}) as log:
+            schemas = SchemaTopic(log, Topics(stage.prefix))
+            schemas.register(EVENT)
+            schemas.register(OTHER)
+            schemas.close()
+        producer = Producer({"bootstrap.servers": stage.servers})
+        for number, event in enumerate(good):
+            value = EVENT.encode_single_object(event)
+            if has_poison and number in places:
+                value = _poison(value, chance)
+            producer.produce(stage.events, value=value, partition=number % 2, timestamp=now_ms + number)
+        assert producer.flush(30) == 0
+        stage.finish()
+    judged = verdict(spoiled)
+    assert judged.is_whole
+    assert judged.dead_letters == 120
+    wanted = _bytes_by_source(clean)
+    got = _bytes_by_source(spoiled)
+    assert len(got) == 3_000 - 120
+    name, other = clean.events.encode(), spoiled.events.encode()
+    assert len(name) == len(other)
+    for source, value in got.items():
+        assert value.replace(other, name) == wanted[source], f"the prediction of {source} differs"
+
+
+def _poison(value: bytes, chance: random.Random) -> bytes | None:
+    huge = b"\x80\x80\x80\x80\x80\x80\x80\x80\x20"  # a length of 2^60
+    return chance.choice([
+        b"garbage",
+        b"",
+        None,
+        value[: chance.randrange(1, len(value))],
+        value + b"\x00",
+        value[: 10 + 8 + 1] + huge,
+        OTHER.encode_single_object({"weight": 1.5}),
+        json.dumps({"amount": "many", "age": 1}).encode(),
+        json.dumps({"amount": 1}).encode(),
+        b'{"amount": 1, "age": 2}\n{"amount": 1, "age": 2}',
+    ])  # fmt: skip
+
+
+def _bytes_by_source(stage: Stage) -> dict[oracle.Source, bytes]:
+    known = oracle.writer_schemas(stage.servers, stage.schemas)
+    return {
+        oracle.source_of(oracle.decode(record.value(), known)): record.value()
+        for record in oracle.read(stage.servers, stage.predictions)
+    }
