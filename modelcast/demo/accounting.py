@@ -214,4 +214,4 @@ def throughput(times_ms: Int64s, *, origin_ms: int, bucket_ms: int) -> tuple[Flo
         return np.empty(0), np.empty(0)
     buckets = np.bincount(np.maximum(times_ms - origin_ms, 0) // bucket_ms)
     middles = (np.arange(len(buckets)) + 0.5) * bucket_ms / 1000
-    return middles, buckets * (1000 / bucket_ms)
+    return middles, np.asarray(buckets * (1000 / bucket_ms), dtype=np.float64)

@@ -31,7 +31,8 @@ p { margin: .3rem 0 .9rem; max-width: 46rem; } .muted, figcaption, th { color: v
 .card span { color: var(--muted); font-size: .85rem; } .good { color: var(--good); } .bad { color: var(--alert); }
 figure { margin: .6rem 0 0; } figure svg { display: block; width: 100%; height: auto; font-family: inherit; }
 figcaption { font-size: .85rem; } .scroll { overflow-x: auto; }
-.key { display: block; margin-top: .3rem; font-size: .9rem; color: var(--muted); } .key i { display: inline-block; width: .8rem; height: .8rem; border-radius: .2rem; margin: 0 .35rem 0 .9rem;
+.key { display: block; margin-top: .3rem; font-size: .9rem; color: var(--muted); }
+.key i { display: inline-block; width: .8rem; height: .8rem; border-radius: .2rem; margin: 0 .35rem 0 .9rem;
   vertical-align: -.08rem; } .key i:first-child { margin-left: 0; }
 table { border-collapse: collapse; width: 100%; font-size: .9rem; font-variant-numeric: tabular-nums; }
 th { font-weight: 500; text-align: left; } th, td { padding: .3rem .9rem .3rem 0; border-bottom: 1px solid var(--grid);
@@ -102,10 +103,10 @@ def _head(result: DemoResult) -> str:
         f'<div class="card"><b class="{css}">{value}</b><span>{name}</span></div>' for value, name, css in cards
     )
     return (
-        "<h1>A year of flights, one stream, a dozen models</h1>\n"
+        f"<h1>One stream of flights, {len(result.versions)} models in turn</h1>\n"
         f"<p>Departures from New York, {months}, scored as they leave: will this flight arrive more than 15 minutes "
-        "late? Each month a model is trained on the flights that have landed, published onto Kafka and swapped into the "
-        f"running scorer. Every figure was measured in this run, which took {result.seconds:.0f} seconds.</p>\n"
+        "late? Each month a model is trained on the flights that have landed, published onto Kafka and swapped into "
+        f"the running scorer. Every figure was measured in this run, which took {result.seconds:.0f} seconds.</p>\n"
         f'{verdict}\n<div class="cards">{shown}</div>'
     )
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from rich.markup import escape
+
 from modelcast.config import Connection
 from modelcast.demo.board import Board
 from modelcast.demo.flights import Flights, columns_of, read_flights
@@ -32,7 +34,14 @@ def show(given: Connection | None, script: Script, board: Board, interrupts: Int
     with interrupts.at_once():
         flights = read_flights()
     board.doing("starting Kafka" if given is None else "making topics")
-    with set_up(given, interrupts) as stage, stage.connection.open_log() as log:
+
+    def warn(text: str) -> None:
+        board.note(f"[yellow]{escape(text)}[/yellow]")
+
+    def on_download(done: int, total: int) -> None:
+        board.doing(f"fetching Kafka, this once: {done} of {total} files")
+
+    with set_up(given, interrupts, warn=warn, on_download=on_download) as stage, stage.connection.open_log() as log:
         board.note("Kafka is up" if given is None else f"topics begin with {stage.connection.prefix}")
         played = Year(flights, script, stage, board, interrupts).play(log)
         board.doing("reading the topics and counting")

@@ -19,6 +19,7 @@ from typing import Final
 from modelcast.config import BOOTSTRAP, Connection
 from modelcast.demo.interrupts import Interrupts
 from modelcast.dev.broker import LocalBroker
+from modelcast.errors import ModelcastError
 from modelcast.folders import STATE_VARIABLE
 from modelcast.registry.repository import init
 
@@ -62,13 +63,18 @@ class Stage:
 
 @contextmanager
 def set_up(
-    given: Connection | None, interrupts: Interrupts, *, on_download: Callable[[int, int], None] | None = None
+    given: Connection | None,
+    interrupts: Interrupts,
+    *,
+    warn: Callable[[str], None],
+    on_download: Callable[[int, int], None] | None = None,
 ) -> Iterator[Stage]:
     """Makes the stage, and takes everything away at the end.
 
     Args:
         given: A broker to play on, and the beginning of the prefix; None starts one.
         interrupts: What may cut the making short.
+        warn: Told what could not be taken away.
         on_download: Told about the download of Kafka, at the first start on a machine.
 
     Raises:
@@ -88,7 +94,7 @@ def set_up(
             connection = Connection(given.settings, prefix)
         stage = Stage(connection, folder)
         if given is not None:
-            stack.callback(_remove_from, stage)
+            stack.callback(_remove_from, stage, warn)
         stack.enter_context(_variable(STATE_VARIABLE, str(stage.state_dir)))
         with stage.connection.open_log() as log:
             init(log, stage.connection.topics, blob_partitions=_BLOB_PARTITIONS)
@@ -102,13 +108,16 @@ def _end(broker: LocalBroker, *, in_order: bool) -> None:
         broker.kill()
 
 
-def _remove_from(stage: Stage) -> None:
+def _remove_from(stage: Stage, warn: Callable[[str], None]) -> None:
     from modelcast.kafka.removal import remove
 
     repository = stage.connection.topics
     own = (repository.registry, repository.schemas, repository.blobs, repository.status)
     applications = (stage.events, stage.predictions, stage.dead_letters)
-    remove(stage.connection.settings, topics=[*own, *applications], groups=[stage.group])
+    try:
+        remove(stage.connection.settings, topics=[*own, *applications], groups=[stage.group])
+    except ModelcastError as error:
+        warn(f"what begins with {stage.connection.prefix} on the broker was not all deleted: {error}")
 
 
 @contextmanager

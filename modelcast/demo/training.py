@@ -119,7 +119,8 @@ def _one_thread() -> AbstractContextManager[Any]:
     # OpenMP's threads wait for each other by spinning: with a busy core, two of them take ten times as long as one.
     from threadpoolctl import threadpool_limits
 
-    return threadpool_limits(1, "openmp")  # type: ignore[no-any-return]
+    limits: AbstractContextManager[Any] = threadpool_limits(1, "openmp")
+    return limits
 
 
 def _frame(table: pl.DataFrame, names: tuple[str, ...]) -> Any:

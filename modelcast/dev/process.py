@@ -107,7 +107,7 @@ def spawn(command: Sequence[str], *, output: Path, env: Mapping[str, str], die_w
 
 
 def dying_with_parent(command: Sequence[str]) -> list[str]:
-    """Returns a command that becomes `command` (absolute path) and is killed with the *thread* that starts it (Linux)."""
+    """Returns a command that becomes `command` (absolute path), and is killed with the *thread* that starts it."""
     if not _ON_LINUX:
         return list(command)
     return [sys.executable, "-I", "-S", "-c", _DIE_WITH_PARENT, str(os.getpid()), *command]
