@@ -149,7 +149,7 @@ def as_json(report: Report) -> Mapping[str, Any]:  # noqa: PLR0911 - one a kind 
                 "event": "stopped",
                 **_figures(report.stats),
                 "seconds": round(report.seconds, 3),
-                "left": sum(report.left.values()),
+                "left": None if report.left is None else sum(report.left.values()),
             }
 
 

@@ -56,7 +56,7 @@ class Instance:
 
 
 def claim_instance(
-    state: Path, *, scope: str, named: str | None = None, host: str | None = None, wait_s: float = NAMED_INSTANCE_WAIT_S
+    state: Path, *, scope: str, named: str | None = None, host: str | None = None, wait_s: float | None = None
 ) -> Instance:
     """Claims the id named, or the first free one of this host.
 
@@ -65,7 +65,7 @@ def claim_instance(
         scope: What the row of ids belongs to: brokers, prefix and group.
         named: The id the user gave.
         host: This host's name, for ids nobody named.
-        wait_s: How long a named id may still be held by a predecessor.
+        wait_s: How long a named id may still be held by a predecessor; `NAMED_INSTANCE_WAIT_S` if not given.
 
     Raises:
         UsageError: The name can't be an id, or another process on this host runs under it.
@@ -75,7 +75,7 @@ def claim_instance(
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         if named is not None:
-            return _claim_named(folder, named, wait_s)
+            return _claim_named(folder, named, NAMED_INSTANCE_WAIT_S if wait_s is None else wait_s)
         stem = _host_stem(socket.gethostname() if host is None else host)
         for number in range(MAX_INSTANCES):
             instance = _try_lock(folder, f"{stem}-{number}", 0)

@@ -32,6 +32,8 @@ from .scoring import ModelFaultError, Scored, Scoring, Unresolved
 from .servable import Servable
 from .slot import Slot
 
+# The one reason to wait that the loop's owner knows more about.
+NO_VERSION = "no version is live"
 # How long one poll waits for a first event: `stop` and a new release are noticed this late when nothing arrives.
 IDLE_WAIT_S = 0.1
 # A batch that takes longer than this runs on the helper thread; a poll a second then keeps the membership.
@@ -110,6 +112,7 @@ class ScoringLoop:
         self._helper = ThreadPoolExecutor(1, thread_name_prefix="modelcast-run")
         self._rewind_at_s: float | None = None
         self._failure_noted = False
+        self._ended = False
         self._poll_failures = 0
         self._blamed_generation: int | None = None
         self._acknowledged_at_s = 0.0
@@ -171,7 +174,7 @@ class ScoringLoop:
             return f"going back to the committed offsets after: {self._committer.error}"
         live = self._slot.live
         if live is None:
-            return "no version is live"
+            return NO_VERSION
         if self._slot.generation == self._blamed_generation:
             return f"{live.id} fails on every event, and nothing can take its place"
         return None
@@ -385,14 +388,14 @@ class ScoringLoop:
             return False
         self._commit_acknowledged()
         try:
-            return not self.left()
+            self._ended = not self.left()
         except BrokerError as error:
             if not error.retriable:
                 raise
-            return False
+        return self._ended
 
     def left(self) -> Mapping[int, int]:
-        """Offsets before the end that the group has not committed; nothing without an end."""
-        if self._end is None:
+        """Offsets before the end that the group has not committed; nothing without an end. Raises BrokerError."""
+        if self._end is None or self._ended:
             return {}
         return self._end.left(self._consumer.committed(list(self._partitions)))

@@ -15,7 +15,7 @@ from modelcast.records import Refusal
 from . import line
 from .commit import Committer
 from .control import ControlPlane
-from .loop import LoopHooks
+from .loop import NO_VERSION, LoopHooks
 from .reports import Progressed, Recovering, Refused, Report, ScorerStats, Swapped, Waiting, WentLive
 from .sampling import EventFieldsSource
 from .servable import Servable
@@ -24,6 +24,7 @@ PROGRESS_S = 5.0
 # Rates are of the last seconds: shorter ones jump with every commit.
 RATE_WINDOW_S = 5.0
 _RATE_STEP_S = 0.5
+_MODELS_NAMED = 10  # of a registry that may hold thousands
 
 _logger = logging.getLogger(__name__)
 
@@ -123,9 +124,27 @@ class Observer:
         self._plane.report_failure(self._ref, servable.id, message)
 
     def _wait(self, reason: str | None) -> None:
+        if reason == NO_VERSION:
+            reason = self._why_no_version()
         if reason != self._waiting and reason is not None:
             self._report(Waiting(reason))
         self._waiting = reason
+
+    def _why_no_version(self) -> str:
+        image, fault = self._plane.image, self._plane.fault
+        if fault is not None:
+            return f"{NO_VERSION}, and the registry can't be followed: {fault}"
+        if image is None:
+            return f"{NO_VERSION}: the registry is being read"
+        entry = image.models.get(self._ref.model)
+        if entry is None:
+            known = ", ".join(sorted(image.models)[:_MODELS_NAMED]) or "none"
+            return f"{NO_VERSION}: nobody published {self._ref.model!r} yet (published: {known})"
+        if self._ref.version is None and entry.champion is None:
+            return f"{NO_VERSION}: {self._ref.model!r} has no release; modelcast release {self._ref.model} VERSION"
+        if self._plane.refusals(self._ref):
+            return f"{NO_VERSION}: what was released is refused"
+        return f"{NO_VERSION}: {self._ref} is being loaded"
 
     def _recover(self, error: BaseException) -> None:
         self._recoveries += 1

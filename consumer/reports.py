@@ -109,12 +109,12 @@ class Stopped:
     """The scorer has ended; everything consumed was committed or will be scored again.
 
     Attributes:
-        left: Events before the end that were not scored, by partition (`until_end` only).
+        left: Offsets before the end that were not passed, by partition (`until_end` only); None if Kafka did not say.
     """
 
     stats: ScorerStats
     seconds: float
-    left: Mapping[int, int]
+    left: Mapping[int, int] | None
 
 
 Report = Started | Warned | Waiting | WentLive | Swapped | Refused | Recovering | Progressed | Stopped

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from modelcast import folders, runtime
 from modelcast.config import Connection
-from modelcast.errors import ModelcastError, UsageError
+from modelcast.errors import BrokerError, ModelcastError, UsageError
 from modelcast.events.schemas import SchemaTopic
 from modelcast.group import GroupLog
 from modelcast.names import ModelRef
@@ -212,10 +212,15 @@ class Scorer:
         if self._stop.is_set():
             self._loop.stop()
         self._loop.run()
-        left = self._loop.left()
         observer.tick()
-        self._report(Stopped(self.stats, time.monotonic() - started_s, left))
+        self._report(Stopped(self.stats, time.monotonic() - started_s, self._left()))
         return self.stats
+
+    def _left(self) -> Mapping[int, int] | None:
+        try:
+            return {} if self._loop is None else self._loop.left()
+        except BrokerError:  # stopped because, or while, Kafka is away: everything else is in order
+            return None
 
     def _await_first_version(self, plane: ControlPlane) -> None:
         """Waits for a version to end with; raises why there will be none."""

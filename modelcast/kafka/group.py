@@ -43,6 +43,8 @@ _UNANSWERED: Final = frozenset({
     KafkaError._TIMED_OUT, KafkaError._TRANSPORT, KafkaError._WAIT_COORD, KafkaError.REQUEST_TIMED_OUT,
     KafkaError.COORDINATOR_LOAD_IN_PROGRESS, KafkaError.COORDINATOR_NOT_AVAILABLE, KafkaError.NOT_COORDINATOR,
     KafkaError.UNSTABLE_OFFSET_COMMIT,
+    # The client lets go of a bootstrap connection once it knows the brokers; what was asked over it is asked again.
+    KafkaError._DESTROY_BROKER,
 })  # fmt: skip
 
 
