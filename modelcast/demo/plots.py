@@ -103,7 +103,7 @@ def throughput_plot(result: DemoResult) -> str:
 def swap_plot(result: DemoResult) -> str:
     """Publish-to-live time and longest gap of each swap."""
     swaps = result.swaps
-    with _figure("swaps", 0.9 + 0.29 * max(2, len(swaps))) as (figure, axes):
+    with _figure("swaps", 0.9 + 0.36 * max(2, len(swaps))) as (figure, axes):
         rows = np.arange(len(swaps))[::-1]
         _bars(axes, rows + 0.19, [swap.publish_to_live_ms for swap in swaps], LIVE)
         _bars(axes, rows - 0.19, [swap.gap_ms or 0.0 for swap in swaps], FROZEN)
@@ -116,7 +116,7 @@ def swap_plot(result: DemoResult) -> str:
 
 def _bars(axes: Any, rows: Any, values: Sequence[float], colour: str) -> None:
     bars = axes.barh(rows, values, height=0.34, color=colour)
-    axes.bar_label(bars, [f"{value:.0f}" for value in values], padding=4, color=MUTED, fontsize=9)
+    axes.bar_label(bars, [f"{value:.0f}" for value in values], padding=4, color=MUTED, fontsize=8.5)
 
 
 def _swap_name(swap: Swap) -> str:

@@ -138,7 +138,7 @@ def _throughput(result: DemoResult) -> str:
 
 
 def _swaps(result: DemoResult) -> str:
-    rows = []
+    rows, shown = [], set[int]()
     for swap in result.went_live:
         change = f"v{swap.version}" if swap.before is None else f"v{swap.before} → v{swap.version}"
         about = next(
@@ -146,10 +146,11 @@ def _swaps(result: DemoResult) -> str:
         )
         if swap.kind is Kind.ROLLBACK:
             about = f"rollback; {about}"
-        made_by = f"{result.versions.get(swap.version, 0):,}"
+        made_by = "" if swap.version in shown else f"{result.versions.get(swap.version, 0):,}"
+        shown.add(swap.version)
         rows.append((f"{swap.at_s:.1f} s", change, about, _ms(swap.publish_to_live_ms), _ms(swap.gap_ms), made_by))
     plot = f"<figure>{plots.swap_plot(result)}</figure>\n" if result.swaps else ""
-    head = ("at", "version", "", "publish → live", "longest gap", "its predictions")
+    head = ("at", "version", "", "publish → live", "longest gap", "predictions by it")
     return (
         "<h2>Swaps</h2>\n<p>From the release record's creation to the version being live in the scorer, and the "
         "longest time without a prediction within a second of it, while events were being sent. "

@@ -86,7 +86,7 @@ class Swap:
         before: The version before; None for the first one, which is no swap.
         at_s: Seconds since the feeder began.
         publish_to_live_ms: From the release record's creation until the version was live in the scorer.
-        gap_ms: The longest gap between predictions around it; None if nothing was being sent then.
+        gap_ms: The longest gap between predictions around it; None for the first, and if nothing was being sent then.
     """
 
     version: int
@@ -227,7 +227,7 @@ def _went_live(played: Played, times_ms: Int64s, origin_ms: int) -> tuple[Swap, 
                 kind=release.kind if release else Kind.ROLLBACK,
                 at_s=(at_ms - origin_ms) / 1000,
                 publish_to_live_ms=float(took_ms),
-                gap_ms=longest_gap_ms(times_ms, at_ms, played.flows),
+                gap_ms=None if entry.before is None else longest_gap_ms(times_ms, at_ms, played.flows),
             )
         )
     return tuple(found)

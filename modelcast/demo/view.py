@@ -29,21 +29,20 @@ def watching(console: Console) -> Iterator[Board]:
         return
     board = Board()
     with Live(
-        get_renderable=lambda: _live(board), console=console, refresh_per_second=_REFRESHES_PER_S, transient=True
+        get_renderable=lambda: live_table(board), console=console, refresh_per_second=_REFRESHES_PER_S, transient=True
     ):
         yield board
     for at_s, text in board.notes:
-        console.print(f"[dim]{at_s:6.1f} s[/dim]  {text}")
+        console.print(f"[dim]{at_s:6.1f} s[/dim]  {text}", soft_wrap=False)
 
 
-def _live(board: Board) -> RenderableType:
+def live_table(board: Board) -> RenderableType:
+    """What is going on, as it stands now."""
     now = board.snapshot()
-    names = "  ".join(
-        f"[bold reverse] {name[:3]} [/]"
-        if number == now.month
-        else f"{'[dim]' if number > now.month else ''}{name[:3]}[/]"
-        for number, name in enumerate(MONTH_NAMES, start=1)
-    )
+    names = Text()
+    for number, name in enumerate(MONTH_NAMES, start=1):
+        style = "bold reverse" if number == now.month else "dim" if number > now.month else ""
+        names.append(f" {name[:3]} ", style)
     figures = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
     for name in ("events/s", "scored", "waiting", "live version", "swaps", "refused", "dead letters"):
         figures.add_column(name, header_style="dim", justify="right")
@@ -63,8 +62,8 @@ def _live(board: Board) -> RenderableType:
     notes = Table.grid(padding=(0, 2, 0, 0))
     for at_s, text in board.notes[-_NOTES_SHOWN:]:
         notes.add_row(f"[dim]{at_s:5.1f} s[/]", Text.from_markup(text, overflow="ellipsis"))
-    title = Text.from_markup(f"[bold]New York departures, 2013[/]   [cyan]{now.doing}[/]")
-    return Group(Text(), title, Text.from_markup(names.replace("[/]", "[/]")), Text(), figures, Text(), notes)
+    title = Text.assemble(("New York departures, 2013", "bold"), "   ", (now.doing, "cyan"))
+    return Group(Text(), title, names, Text(), figures, Text(), notes)
 
 
 def print_result(console: Console, result: DemoResult) -> None:
@@ -74,10 +73,13 @@ def print_result(console: Console, result: DemoResult) -> None:
         console.print(table)
     for refused in result.refused:
         console.print()
-        console.print(Text.assemble(("Refused: ", "bold"), f"v{refused.version} ({refused.reason}): {refused.message}"))
+        console.print(
+            Text.assemble(("Refused: ", "bold"), f"v{refused.version} ({refused.reason}): {refused.message}"),
+            soft_wrap=False,
+        )
     for letter in result.dead_letters:
         where = f"partition {letter.partition}, offset {letter.offset} ({letter.error}): {letter.message}"
-        console.print(Text.assemble(("Dead letter: ", "bold"), where))
+        console.print(Text.assemble(("Dead letter: ", "bold"), where), soft_wrap=False)
     console.print()
 
 

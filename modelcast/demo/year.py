@@ -111,6 +111,7 @@ class Year:
         self._releases: list[ReleaseMade] = []
         self._flows: list[Flow] = []
         self._poison = 0
+        self._unfit_version = 0
         self._asides: list[Future[Any]] = []
 
     def play(self, log: Log) -> Played:
@@ -137,6 +138,8 @@ class Year:
                 if month == 1:
                     waited = board.snapshot().sent
                     board.note(f"{waited:,} January flights wait in Kafka: there is no model yet")
+                if month + 1 == self._script.unfit_month:
+                    self._unfit_version = self._publish_unfit(month)
                 if month < self._script.months:
                     self._retrain(month)
             self._await_outcomes()
@@ -158,8 +161,7 @@ class Year:
         if month == self._script.poison_month:
             cues.append(Cue(_CUE_SHARES["poison"], lambda: self._do_aside(self._poison_the_stream)))
         if month == self._script.unfit_month:
-            version = self._publish_unfit(month)
-            cues.append(Cue(_CUE_SHARES["unfit"], lambda: self._do_aside(lambda: self._release_unfit(version))))
+            cues.append(Cue(_CUE_SHARES["unfit"], lambda: self._do_aside(self._release_unfit)))
         if month == self._script.rollback_month:
             cues.append(Cue(_CUE_SHARES["rollback"], lambda: self._do_aside(self._roll_back)))
         self._board.doing("flights depart", month=month)
@@ -197,17 +199,18 @@ class Year:
         self._board.note("a record of garbage among the events")
 
     def _publish_unfit(self, month: int) -> int:
-        """Publishes a model that learns from the weather too, which no event holds."""
+        """Publishes a model that learned from the weather too, which no event holds; released in the next month."""
         self._board.doing("training a model that does not fit the events")
         with self._interrupts.at_once():
-            landed = self._flights.landed_by_end_of(month - 1).tail(_UNFIT_FLIGHTS)
+            landed = self._flights.landed_by_end_of(month).tail(_UNFIT_FLIGHTS)
             trained = training.train(with_wind_gusts(landed), extra=(UNFIT_FIELD,))
             published = self._publisher.publish(
                 MODEL, trained.pipeline, examples=trained.examples, message=f"learns from {UNFIT_FIELD} too"
             )
         return published.manifest.version
 
-    def _release_unfit(self, version: int) -> None:
+    def _release_unfit(self) -> None:
+        version = self._unfit_version
         release = self._publisher.release(MODEL, version, message="a mistake")
         about = f"needs {UNFIT_FIELD}, which no event has"
         self._made(ReleaseMade(version, release.created_ms, Kind.UNFIT, about))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 import signal
 from dataclasses import replace
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from modelcast.cli.output import to_json
 from modelcast.demo import cli
@@ -21,6 +23,7 @@ from modelcast.demo.report import html, write_report
 from modelcast.demo.result import DemoResult, Kind, Played, Read, ReleaseMade, measure
 from modelcast.demo.scorer import Refused, WentLive, happening_of
 from modelcast.demo.topics import DeadLetter, Events, Predictions
+from modelcast.demo.view import live_table, print_result, watching
 from modelcast.demo.year import Script
 from modelcast.errors import MissingExtraError, UsageError
 
@@ -266,6 +269,36 @@ def test_the_board_counts_and_keeps_what_was_noted() -> None:
     assert now.events_per_s > 0
     assert said == ["hello"]
     assert [text for _, text in board.notes] == ["hello"]
+
+
+def test_the_live_table_shows_every_month_and_what_is_released_but_not_live_yet() -> None:
+    board = Board()
+    console = Console(width=120, force_terminal=True, color_system=None)
+    for month in range(13):
+        board.doing("flights [depart]", month=month)
+        board.released(month)
+        board.note(f"[bold]v{month}[/bold] released")
+        with console.capture() as shown:
+            console.print(live_table(board))
+        assert "flights [depart]" in shown.get()
+        assert f"v{month} released" in shown.get()
+    assert "none yet ← v12" in shown.get()
+
+
+def test_without_a_terminal_notes_are_plain_lines() -> None:
+    console = Console(file=io.StringIO(), width=80)
+    with watching(console) as board:
+        board.note("[bold]v1[/bold] released")
+    assert isinstance(console.file, io.StringIO)
+    assert re.fullmatch(r" +\d+\.\d s  v1 released\n", console.file.getvalue())
+
+
+def test_the_tables_at_the_end_hold_the_figures(result: DemoResult) -> None:
+    console = Console(width=120)
+    with console.capture() as shown:
+        print_result(console, result)
+    for words in ("121", "March", "1.0000", "v1 → v3", "rollback", "wind_gust", "InvalidJson"):
+        assert words in shown.get()
 
 
 def test_a_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
