@@ -147,8 +147,9 @@ def test_pipelines_take_each_column_they_use_in_its_own_type(publish: Prepare, n
 def test_golden_outputs_are_what_the_pipeline_predicts(publish: Prepare) -> None:
     pipeline = fit(PIPELINES["histogram boosting, one-hot"]())
     got = outputs(publish(pipeline))
-    np.testing.assert_allclose(got["probabilities"], pipeline.predict_proba(FLIGHTS)[:100], atol=1e-5)
-    np.testing.assert_array_equal(got["label"], pipeline.predict(FLIGHTS)[:100])
+    kept = FLIGHTS.iloc[np.linspace(0, len(FLIGHTS) - 1, 100).astype(int)]
+    np.testing.assert_allclose(got["probabilities"], pipeline.predict_proba(kept), atol=1e-5)
+    np.testing.assert_array_equal(got["label"], pipeline.predict(kept))
 
 
 def test_missing_numbers_and_unknown_categories_go_through(publish: Prepare) -> None:
