@@ -40,10 +40,11 @@ def log(broker: LocalBroker) -> Iterator[KafkaLog]:
 
 
 @pytest.fixture(scope="module")
-def shell(broker: LocalBroker) -> Shell:
+def shell(broker: LocalBroker, log: KafkaLog) -> Shell:
     """A repository that the tests of what fails share: `fraud` with version 1, not released."""
     made = Shell(broker.bootstrap_servers, unique_name("repository"))
     made.json("init", "--blob-partitions", "2")
+    put(log, made, manifest(1, repository=uuid(log, made)))
     return made
 
 
@@ -354,12 +355,11 @@ def test_bad_input_of_publish_is_one_message_and_nothing_on_the_topics(
     ],
 )
 def test_what_does_not_exist_is_named_and_nothing_is_written(
-    own: Shell, log: KafkaLog, source: str, rows: str, arguments: tuple[str, ...], status: int, words: str
+    shell: Shell, log: KafkaLog, arguments: tuple[str, ...], status: int, words: str
 ) -> None:
-    put(log, own, manifest(1, repository=uuid(log, own)))
-    before = Content.of(log, Topics(own.prefix))
-    assert words in own.fails(*arguments, status=status)
-    assert Content.of(log, Topics(own.prefix)) == before
+    before = Content.of(log, Topics(shell.prefix))
+    assert words in shell.fails(*arguments, status=status)
+    assert Content.of(log, Topics(shell.prefix)) == before
 
 
 COMMANDS = {
