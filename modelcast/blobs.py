@@ -154,7 +154,7 @@ class FileAssembly:
         if (got := f"sha256:{hasher.hexdigest()}") != self.entry.digest:
             raise IntegrityError(
                 f"file {self.entry.path!r} has digest {got}, not the declared {self.entry.digest}",
-                hint="A chunk on the topic is damaged: publish the model again.",
+                hint="A chunk on the topic is damaged: publish the model again with --resend.",
             )
 
     def _has(self, index: int) -> bool:

@@ -70,6 +70,9 @@ def publish(
     metric: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="A measured value. Repeatable.")] = None,
     message: Message = "",
     release: Annotated[bool, typer.Option("--release", help="Make this version live.")] = False,
+    resend: Annotated[
+        bool, typer.Option("--resend", help="Send unchanged files too: mends chunks damaged on the topic.")
+    ] = False,
 ) -> None:
     """Check, try and publish a model as its next version.
 
@@ -102,6 +105,7 @@ def publish(
             metrics=dict(_metric(text) for text in metric or ()),
             message=message,
             release=release,
+            resend=resend,
             on_step=lambda step: progress.update(task, description=step),
             on_progress=lambda _, done, total: progress.update(task, completed=done, total=total),
         )

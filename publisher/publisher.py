@@ -82,6 +82,7 @@ class ModelPublisher:
         metrics: Mapping[str, float] | None = None,
         message: str = "",
         release: bool = False,
+        resend: bool = False,
         on_step: Callable[[str], None] | None = None,
         on_progress: Progress | None = None,
     ) -> Published:
@@ -97,6 +98,7 @@ class ModelPublisher:
             metrics: What you measured, e.g. {"auc": 0.91}.
             message: Words for the history.
             release: Whether this version goes live.
+            resend: Sends files that live versions have too, which mends damaged chunks of all of them.
             on_step: Told each step's name as it starts.
             on_progress: Told (phase, bytes done, bytes in all) during the upload.
 
@@ -119,7 +121,13 @@ class ModelPublisher:
             if on_step is not None:
                 on_step("upload")
             return self._registry.publish(
-                model, prepared, release=release, message=message, metrics=metrics, progress=on_progress
+                model,
+                prepared,
+                release=release,
+                message=message,
+                metrics=metrics,
+                resend=resend,
+                progress=on_progress,
             )
 
     def release(self, model: str, version: int, *, message: str = "") -> Release:

@@ -40,6 +40,10 @@ TRANSACTION_TIMEOUT_MS = 10_000
 # Two publishers of one model that fence each other in turn both end: attempts are bounded, and spaced at random.
 MAX_ATTEMPTS = 5
 _BACKOFF_S = 0.5
+# Below Kafka's default limits of 1,000,000 bytes, with room for key and record overhead.
+MAX_RECORD_BYTES = 990_000
+# A partition or offset that takes as many bytes as one can.
+_LARGE = (1 << 31) - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,11 +145,16 @@ class RegistryWriter:
         release: bool,
         message: str = "",
         metrics: Mapping[str, float] | None = None,
+        resend: bool = False,
         progress: Progress | None = None,
     ) -> Published:
         """Puts a prepared model on the log as the next version, and releases it if asked.
 
+        Args:
+            resend: Sends files that live versions have too, which mends damaged chunks of all of them.
+
         Raises:
+            UsageError: The manifest would be too large for a record.
             FencedError: Other publishers of the model took over, MAX_ATTEMPTS times.
             BrokerError: Kafka is not there, or a topic's limit is too small for a chunk.
         """
@@ -157,10 +166,11 @@ class RegistryWriter:
             for manifest, made_release in made:
                 if _landed(hold.entry, manifest, made_release):
                     return Published(manifest, made_release, manifest.size_bytes, sent)
-            uploader = Uploader(self._log, self._topics, model, hold.repository)
-            upload = uploader.upload(prepared.directory, prepared.files, hold.entry, progress)
-            sent += upload.bytes_sent
             manifest = self._manifest(hold, prepared, message, metrics or {})
+            _check_size(manifest)
+            uploader = Uploader(self._log, self._topics, model, hold.repository)
+            upload = uploader.upload(prepared.directory, prepared.files, hold.entry, progress, resend=resend)
+            sent += upload.bytes_sent
             champion = self._release(hold, manifest.version, message) if release else None
             made.append((manifest, champion))
             hold.commit(manifest, upload.hints, champion)
@@ -280,6 +290,17 @@ class RegistryWriter:
             created_by=self._author.name,
             message=message,
             restores=restores,
+        )
+
+
+def _check_size(manifest: Manifest) -> None:
+    """Before the first byte is sent: what can't be committed in the end would be sent for nothing."""
+    places = tuple(ChunkHint(entry.digest, _LARGE, _LARGE, _LARGE) for entry in manifest.files)
+    size = len(codec.encode_envelope(codec.seal(manifest, hints=places)))
+    if size > MAX_RECORD_BYTES:
+        raise UsageError(
+            f"the manifest of {manifest.id} would take {size:,} bytes, and a record holds {MAX_RECORD_BYTES:,}",
+            hint=f"It lists {len(manifest.files):,} files and a message of {len(manifest.message):,} characters.",
         )
 
 

@@ -60,13 +60,18 @@ class Uploader:
         files: tuple[FileEntry, ...],
         entry: ModelEntry,
         progress: Progress | None = None,
+        *,
+        resend: bool = False,
     ) -> Upload:
         """Sends what is missing of `files`, whose bytes lie under `directory`.
+
+        Args:
+            resend: Sends files that live versions have too: their chunks on the topic are damaged.
 
         Raises:
             BrokerError: A chunk would not fit the topic's limit (before the first byte), or was not acknowledged.
         """
-        known = _hints_of(entry)
+        known = {} if resend else _hints_of(entry)
         new = {e.digest: e for e in files if e.digest not in known}
         if not new:
             return Upload(0, tuple(known[e.digest] for e in files))

@@ -157,16 +157,6 @@ def test_sending_to_a_missing_topic_does_not_create_it_even_where_the_broker_wou
         assert missing not in log.topics()
 
 
-def test_the_first_acknowledgement_does_not_wait_for_a_timer(broker: LocalBroker) -> None:
-    with KafkaLog({"bootstrap.servers": broker.bootstrap_servers}) as log:
-        topic = fresh(log)
-        started = time.monotonic()
-        with closing(log.writer()) as writer:
-            writer.send(topic, key=None, value=b"x", partition=0)
-            writer.flush(DEADLINE_S)
-        assert time.monotonic() - started < 0.4  # a producer that does not connect first takes 0.5 s at least
-
-
 def test_a_send_waits_while_the_queue_is_full(broker: LocalBroker) -> None:
     settings = {"bootstrap.servers": broker.bootstrap_servers, "queue.buffering.max.messages": "10"}
     with KafkaLog(settings) as log:

@@ -135,6 +135,31 @@ def test_only_what_changed_travels(log: MemoryLog, registry: RegistryWriter, tmp
     assert {hint.digest for hint in hints} == {entry.digest for entry in second.manifest.files}
 
 
+def test_damaged_chunks_are_mended_by_sending_everything_again(
+    log: MemoryLog, registry: RegistryWriter, tmp_path: Path
+) -> None:
+    model = prepared(tmp_path / "a", {"model.onnx": b"graph", "tensors/w": BACKBONE})
+    registry.publish("fraud", model, release=False)
+    before = len(chunks(log))
+    again = registry.publish("fraud", model, release=False, resend=True)
+    assert again.bytes_sent == again.bytes_total
+    assert len(chunks(log)) == 2 * before
+    hints = {hint.digest: hint for hint in image(log).models["fraud"].version(2).hints}
+    assert all(
+        hints[hint.digest].first_offset > hint.last_offset for hint in image(log).models["fraud"].version(1).hints
+    )
+
+
+def test_a_manifest_too_large_for_a_record_is_refused_before_the_first_byte(
+    log: MemoryLog, registry: RegistryWriter, tmp_path: Path
+) -> None:
+    model = prepared(tmp_path / "a", {"model.onnx": b"graph"})
+    with pytest.raises(UsageError, match="1,000,000 characters"):
+        registry.publish("fraud", model, release=False, message="x" * 1_000_000)
+    assert chunks(log) == []
+    assert image(log).models == {}
+
+
 def test_models_do_not_share_chunks(log: MemoryLog, registry: RegistryWriter, tmp_path: Path) -> None:
     model = prepared(tmp_path / "a", {"model.onnx": b"graph"})
     registry.publish("fraud", model, release=False)
