@@ -31,8 +31,7 @@ def demo(
 ) -> None:
     """Score a year of flights while the model is retrained each month and swapped live.
 
-    Plays on a Kafka of its own, or with -b on yours, under a prefix of its own; either way nothing is left behind but
-    the report.
+    Plays on a Kafka of its own, or with -b on yours under a prefix of its own; only the report is left behind.
     """
     _check_packages()
     _check_report(report)

@@ -90,7 +90,7 @@ def _head(result: DemoResult) -> str:
     live, gap = result.publish_to_live_ms, result.longest_gap_ms
     frozen_auc, live_auc = result.mean_auc
     cards = (
-        (f"{counts.events:,}", "events", ""),
+        (f"{counts.events:,}", "events, one of them garbage", ""),
         (f"{counts.lost:,}", "lost", "good" if counts.lost == 0 else "bad"),
         (f"{counts.duplicated:,}", "duplicated", "good" if counts.duplicated == 0 else "bad"),
         (f"{counts.dead_letters:,}", "dead letters", ""),

@@ -43,10 +43,14 @@ def show(given: Connection | None, script: Script, board: Board, interrupts: Int
 
     with set_up(given, interrupts, warn=warn, on_download=on_download) as stage, stage.connection.open_log() as log:
         board.note("Kafka is up" if given is None else f"topics begin with {stage.connection.prefix}")
-        played = Year(flights, script, stage, board, interrupts).play(log)
-        board.doing("reading the topics and counting")
-        with interrupts.at_once():
-            read = _read(log, stage, flights, played)
+        try:
+            played = Year(flights, script, stage, board, interrupts).play(log)
+            board.doing("reading the topics and counting")
+            with interrupts.at_once():
+                read = _read(log, stage, flights, played)
+        except KeyboardInterrupt:
+            board.note("interrupted: taking everything down")  # a group on a broker of others takes some seconds
+            raise
         board.doing("taking everything down")
     return measure(flights, played, read)
 

@@ -82,8 +82,8 @@ class Script:
 
     @property
     def unfit_month(self) -> int:
-        # One month before the last at most, so that a good release follows.
-        return min(5, self.months - 1)
+        # It is published before the month, and the first version shall be a good one.
+        return max(3, min(5, self.months - 1))
 
     @property
     def rollback_month(self) -> int:

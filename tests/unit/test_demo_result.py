@@ -220,7 +220,7 @@ def test_every_length_of_the_story_has_all_its_parts() -> None:
     for months in range(3, 13):
         script = Script(months)
         assert 1 < script.poison_month <= months
-        assert 1 < script.unfit_month < months
+        assert 2 < script.unfit_month <= months
         assert 2 < script.rollback_month <= months
     with pytest.raises(UsageError, match="can't play 2 months"):
         Script(2)
