@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from modelcast.avro import FRAME_BYTES
+from modelcast.consumer.collector import QuietCollector
 from modelcast.group import BatchProducer, GroupConsumer, Message, TransactionalBatchProducer
 from modelcast.kafka import KafkaLog
 
@@ -42,21 +43,24 @@ def pass_through(log: KafkaLog, source: str, target: str, *, transactions: bool)
     else:
         producer, transactional = log.batch_producer(), None
     offsets: dict[int, int] = {}
-    while left > 0:
-        messages = consumer.consume(1, _POLL_S)
-        if not messages:
-            continue
-        messages = [*messages, *consumer.consume(BATCH_EVENTS - 1, 0)]
-        left -= len(messages)
-        metadata = consumer.group_metadata()
-        if transactional is not None:
-            transactional.begin()
-        for partition, batch in _by_partition(messages).items():
-            offsets[partition] = batch[-1].offset() + 1
-            producer.produce_batch(target, partition, [{"key": m.key(), "value": m.value()} for m in batch])
-        if transactional is not None:
-            transactional.send_offsets(source, offsets, metadata)
-            transactional.commit()
+    with QuietCollector() as collector:
+        while left > 0:
+            messages = consumer.consume(1, _POLL_S)
+            if not messages:
+                continue
+            messages = [*messages, *consumer.consume(BATCH_EVENTS - 1, 0)]
+            left -= len(messages)
+            metadata = consumer.group_metadata()
+            if transactional is not None:
+                transactional.begin()
+            for partition, batch in _by_partition(messages).items():
+                offsets[partition] = batch[-1].offset() + 1
+                producer.produce_batch(target, partition, [{"key": m.key(), "value": m.value()} for m in batch])
+            if transactional is not None:
+                transactional.send_offsets(source, offsets, metadata)
+                transactional.commit()
+            del messages
+            collector.between_batches()
     producer.flush(_FLUSH_S)
     if not transactions:
         consumer.commit(offsets)

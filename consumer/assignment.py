@@ -16,12 +16,12 @@ class Assignment:
         epoch: Grows with every change: what was taken under another epoch is not this member's to commit.
     """
 
-    def __init__(self, consumer: GroupConsumer) -> None:
+    def __init__(self, consumer: GroupConsumer, *, epoch: int = 0) -> None:
         self._consumer = consumer
         self._first: dict[int, int | None] = {}  # assigned partitions; the first event seen since, to go back to
         self._submitted: dict[int, int] = {}
         self._paused = False
-        self.epoch = 0
+        self.epoch = epoch
 
     def assigned(self, partitions: Sequence[int]) -> None:
         """Called inside `consume`."""

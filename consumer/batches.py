@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -50,7 +51,7 @@ class EventBatch:
         """Messages of one class, at least one."""
         kind: Any = type(messages[0])
         count = len(messages)
-        stamps = np.array(list(map(kind.timestamp, messages)), np.int64).reshape(count, 2)
+        stamps = np.fromiter(chain.from_iterable(map(kind.timestamp, messages)), np.int64, 2 * count).reshape(count, 2)
         return cls(
             keys=list(map(kind.key, messages)),
             values=list(map(kind.value, messages)),

@@ -21,11 +21,12 @@ from concurrent.futures import TimeoutError as StillRunning
 from dataclasses import dataclass
 from functools import partial
 
-from modelcast.errors import BrokerError, ModelNotFoundError
+from modelcast.errors import BrokerError, FencedError, ModelNotFoundError
 from modelcast.group import GroupConsumer, Message
 
 from .assignment import Assignment
 from .batches import BatchSizer, EventBatch
+from .collector import QuietCollector
 from .commit import Committer, ScoredBatch, Stage
 from .end import EndOfTopic
 from .scoring import ModelFaultError, Scored, Scoring, Unresolved
@@ -44,6 +45,9 @@ FULL_QUEUE_PATIENCE_S = 5.0
 UNKNOWN_SCHEMA_PATIENCE_S = 10.0
 # Polls that fail in a row before the failure is the caller's; each is a broker's refusal, an absent one is no failure.
 POLL_FAILURES_MAX = 20
+# A coordinator that crashes while a static member rejoins fences that member: it joins again. A second fence this soon
+# after is another process under the same instance id, and the older of the two has to go.
+FENCE_MEMORY_S = 60.0
 # On revoke the group waits for this member; a commit takes milliseconds, and a restarted broker 3 s.
 REVOKE_DRAIN_S = 20.0
 CLOSE_DRAIN_S = 30.0
@@ -79,6 +83,7 @@ class ScoringLoop:
 
     Args:
         topic: The events topic.
+        open_consumer: Makes the group's member; called again if it is fenced.
         partitions: How many it has.
         end: Where to end, or None to go on for ever.
     """
@@ -87,7 +92,7 @@ class ScoringLoop:
         self,
         topic: str,
         partitions: int,
-        consumer: GroupConsumer,
+        open_consumer: Callable[[], GroupConsumer],
         committer: Committer,
         scoring: Scoring,
         slot: Slot,
@@ -99,7 +104,8 @@ class ScoringLoop:
     ) -> None:
         self._topic = topic
         self._partitions = range(partitions)
-        self._consumer = consumer
+        self._open_consumer = open_consumer
+        self._consumer = open_consumer()
         self._committer = committer
         self._scoring = scoring
         self._slot = slot
@@ -107,7 +113,8 @@ class ScoringLoop:
         self._end = end
         self._sizer = sizer or BatchSizer()
         self._clock = clock
-        self._assignment = Assignment(consumer)
+        self._assignment = Assignment(self._consumer)
+        self._fenced_at_s: float | None = None
         self._stop = threading.Event()
         self._helper = ThreadPoolExecutor(1, thread_name_prefix="modelcast-run")
         self._rewind_at_s: float | None = None
@@ -130,14 +137,23 @@ class ScoringLoop:
             OffsetOutOfRangeError: Retention deleted events that were not scored.
             ModelcastError: What made the committer give up.
         """
-        self._consumer.subscribe(self._topic, on_assign=self._assigned, on_revoke=self._revoked, on_lost=self._lost)
+        self._subscribe()
         try:
-            while not self._stop.is_set() and not self._is_done():
-                self._turn()
+            with QuietCollector() as collector:
+                while not self._stop.is_set() and not self._is_done():
+                    self._turn()
+                    collector.between_batches()
         finally:
             self._helper.shutdown(wait=True)
         if self._committer.drain(CLOSE_DRAIN_S):
             self._commit_acknowledged()
+
+    def close(self) -> None:
+        """Gives up the partitions."""
+        self._consumer.close()
+
+    def _subscribe(self) -> None:
+        self._consumer.subscribe(self._topic, on_assign=self._assigned, on_revoke=self._revoked, on_lost=self._lost)
 
     def _turn(self) -> None:
         self._hooks.tick()
@@ -229,6 +245,14 @@ class ScoringLoop:
         """Polls; a failure that may pass costs a rewind, unless it does not pass."""
         try:
             messages = list(self._consumer.consume(count, timeout_s))
+        except FencedError as error:
+            now = self._clock()
+            if self._fenced_at_s is not None and now - self._fenced_at_s < FENCE_MEMORY_S:
+                raise
+            self._fenced_at_s = now
+            self._hooks.recovering(error)
+            self._rejoin()
+            return []
         except BrokerError as error:
             self._poll_failures += 1
             if not error.retriable or self._poll_failures >= POLL_FAILURES_MAX:
@@ -238,6 +262,14 @@ class ScoringLoop:
             return []
         self._poll_failures = 0
         return messages
+
+    def _rejoin(self) -> None:
+        """Takes the place in the group again, with a new client."""
+        self._lost([])
+        self._consumer.close()
+        self._consumer = self._open_consumer()
+        self._assignment = Assignment(self._consumer, epoch=self._assignment.epoch + 1)
+        self._subscribe()
 
     # -- a batch
 

@@ -197,18 +197,17 @@ class Scorer:
             self._await_first_version(plane)
         committer.start()  # ends what a predecessor left open, before its offsets are read
         stack.callback(committer.close, CLOSE_DRAIN_S)
-        consumer = log.group_consumer(self._group, instance=instance, session_timeout_ms=SESSION_TIMEOUT_MS)
-        stack.callback(consumer.close)
         self._loop = ScoringLoop(
             self._to.events,
             partitions,
-            consumer,
+            lambda: log.group_consumer(self._group, instance=instance, session_timeout_ms=SESSION_TIMEOUT_MS),
             committer,
             Scoring(self._to.events, schemas, schemas.register, DeadLetterBuilder(self._to.events)),
             plane.slot(self._ref),
             observer.hooks(),
             end=end,
         )
+        stack.callback(self._loop.close)
         if self._stop.is_set():
             self._loop.stop()
         self._loop.run()
