@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from threading import Lock
 from typing import Any, Final, cast
 
@@ -19,6 +20,7 @@ from confluent_kafka import KafkaError, KafkaException, Message, TopicPartition
 from modelcast.errors import ModelcastError
 from modelcast.group import GroupMetadata
 
+from .bounded import BoundedCalls
 from .connection import close_producer, make_producer, serve
 from .faults import Faults, error_of
 from .settings import batch_settings, transactional_batch_settings
@@ -26,6 +28,8 @@ from .transaction import OFFSETS_TIMEOUT_S, State, Transactions
 
 _FULL_QUEUE_WAIT_S: Final = 0.01
 _NOW: Final = 0
+# What the client's own timeout is given to take effect before the call is taken for lost.
+_OFFSETS_GRACE_S: Final = 1.0
 _PURGED: Final = frozenset({KafkaError._PURGE_QUEUE, KafkaError._PURGE_INFLIGHT})
 
 
@@ -147,6 +151,7 @@ class KafkaTransactionalBatchProducer(KafkaBatchProducer):
         except BaseException:
             close_producer(self._producer, self._faults)
             raise
+        self._bounded = BoundedCalls(f"modelcast-offsets-{transactional_id}")
 
     def _client_settings(self, settings: Mapping[str, str]) -> Mapping[str, object]:
         return transactional_batch_settings(settings, transactional_id=self._id, timeout_ms=self._timeout_ms)
@@ -162,13 +167,21 @@ class KafkaTransactionalBatchProducer(KafkaBatchProducer):
         Raises:
             BrokerError: Refused, as after a rebalance; the transaction was aborted: rewind.
             FencedError: Another producer took the id, or another process runs as this instance.
+            OutcomeUnknownError: No answer, past the end of the transaction: drop this producer.
         """
         positions = [TopicPartition(topic, number, offset) for number, offset in offsets.items()]
 
         def add(timeout_s: float) -> None:
-            self._producer.send_offsets_to_transaction(positions, cast("Any", metadata), timeout_s)
+            call = partial(self._producer.send_offsets_to_transaction, positions, cast("Any", metadata), timeout_s)
+            self._bounded.run(call, timeout_s + _OFFSETS_GRACE_S)
 
-        self._transactions.run(add, OFFSETS_TIMEOUT_S, f"can't commit offsets of topic {topic!r}")
+        doing = f"can't commit offsets of topic {topic!r}"
+        # By then the broker has aborted the transaction: a later answer would be no use.
+        limit_s = min(OFFSETS_TIMEOUT_S, self._timeout_ms / 1000)
+        try:
+            self._transactions.run(add, limit_s, doing)
+        except TimeoutError as error:
+            raise self._transactions.unanswered(doing) from error
 
     def commit(self) -> None:
         """Commits records and offsets together.
@@ -190,6 +203,7 @@ class KafkaTransactionalBatchProducer(KafkaBatchProducer):
 
     def close(self) -> None:
         """Aborts what is open and frees the connection."""
+        self._bounded.close()
         self.abort()
         if self._transactions.state is not State.BROKEN:
             super().close()

@@ -114,6 +114,15 @@ class Transactions:
             self._state = State.READY
             return
 
+    def unanswered(self, doing: str) -> ModelcastError:
+        """The error to raise for a call that did not return: the producer is in the middle of it, and BROKEN."""
+        return self._break(
+            OutcomeUnknownError(
+                f"{doing}: no answer, and the client does not give up by itself",
+                hint="A new producer with the same transactional id ends the transaction.",
+            )
+        )
+
     def abort(self) -> None:
         """Drops what is open; allowed in every state, never raises."""
         if self._state is not State.OPEN:
