@@ -46,8 +46,8 @@ UNKNOWN_SCHEMA_PATIENCE_S = 10.0
 # Polls that fail in a row before the failure is the caller's; each is a broker's refusal, an absent one is no failure.
 POLL_FAILURES_MAX = 20
 # A coordinator that crashes while a static member rejoins fences that member: it joins again. A second fence this soon
-# after is another process under the same instance id, and the older of the two has to go.
-FENCE_MEMORY_S = 60.0
+# after (heartbeats notice one within seconds) is another process under the same id, and the older of the two has to go.
+FENCE_MEMORY_S = 15.0
 # On revoke the group waits for this member; a commit takes milliseconds, and a restarted broker 3 s.
 REVOKE_DRAIN_S = 20.0
 CLOSE_DRAIN_S = 30.0
@@ -242,7 +242,7 @@ class ScoringLoop:
             self._hooks.learn(batch.values[0])
 
     def _consume(self, count: int, timeout_s: float) -> list[Message]:
-        """Polls; a failure that may pass costs a rewind, unless it does not pass."""
+        """Polls; a failure that may pass costs a new start in the group, unless it does not pass."""
         try:
             messages = list(self._consumer.consume(count, timeout_s))
         except FencedError as error:
@@ -258,9 +258,10 @@ class ScoringLoop:
             if not error.retriable or self._poll_failures >= POLL_FAILURES_MAX:
                 raise
             self._hooks.recovering(error)
-            self._ask_rewind()
+            self._rejoin()  # a client whose error is fatal would be silent from now on
             return []
-        self._poll_failures = 0
+        if messages:
+            self._poll_failures = 0
         return messages
 
     def _rejoin(self) -> None:

@@ -11,8 +11,8 @@
 
 from __future__ import annotations
 
-import time
 import contextlib
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, cast
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import fastavro
-from confluent_kafka import Consumer, IsolationLevel, KafkaError, Message, TopicPartition
+from confluent_kafka import Consumer, IsolationLevel, KafkaError, KafkaException, Message, TopicPartition
 from confluent_kafka.admin import AdminClient, OffsetSpec
 from fastavro.schema import fingerprint, to_parsing_canonical_form
 
@@ -90,7 +90,7 @@ def _disorder(found: Sequence[tuple[int, Source]]) -> Iterator[tuple[Source, Sou
 
 def read(servers: str, topic: str) -> list[Message]:
     """Every committed record, each partition in order."""
-    ends = _offsets(servers, topic, committed=True)
+    ends = end_offsets(servers, topic, committed=True)
     consumer = Consumer({
         "bootstrap.servers": servers,
         "group.id": "oracle",
@@ -123,7 +123,7 @@ def read(servers: str, topic: str) -> list[Message]:
 def await_settled(servers: str, topic: str) -> None:
     """Waits until no transaction is open on the topic."""
     deadline = time.monotonic() + SETTLED_TIMEOUT_S
-    while _offsets(servers, topic, committed=True) != _offsets(servers, topic, committed=False):
+    while end_offsets(servers, topic, committed=True) != end_offsets(servers, topic, committed=False):
         assert time.monotonic() < deadline, f"a transaction stays open on {topic}"
         time.sleep(0.1)
 
@@ -153,7 +153,19 @@ def source_of(datum: Mapping[str, Any]) -> Source:
     return datum["source"]["partition"], datum["source"]["offset"]
 
 
-def _offsets(servers: str, topic: str, *, committed: bool) -> dict[int, int]:
+def end_offsets(servers: str, topic: str, *, committed: bool) -> dict[int, int]:
+    """One past the last record of each partition, or the last stable offset; a broker that starts is waited for."""
+    deadline = time.monotonic() + SETTLED_TIMEOUT_S
+    while True:
+        try:
+            return _ask_offsets(servers, topic, committed=committed)
+        except KafkaException:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.2)
+
+
+def _ask_offsets(servers: str, topic: str, *, committed: bool) -> dict[int, int]:
     admin = AdminClient({"bootstrap.servers": servers})
     partitions = admin.list_topics(topic, timeout=10).topics[topic].partitions
     wanted = {TopicPartition(topic, partition): OffsetSpec.latest() for partition in partitions}
@@ -191,7 +203,7 @@ class Watch:
             "enable.auto.commit": False,
             "fetch.wait.max.ms": 50,
         })  # fmt: skip
-        partitions = _offsets(self._servers, self._topic, committed=False)
+        partitions = end_offsets(self._servers, self._topic, committed=False)
         consumer.assign([TopicPartition(self._topic, partition, 0) for partition in partitions])
         while not self._stop.is_set():
             messages = [message for message in consumer.consume(1000, 0.05) if message.error() is None]

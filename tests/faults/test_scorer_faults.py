@@ -54,7 +54,7 @@ def verdict(stage: Stage) -> oracle.Verdict:
 
 
 def predictions(stage: Stage) -> int:
-    return sum(oracle._offsets(stage.servers, stage.predictions, committed=True).values())
+    return sum(oracle.end_offsets(stage.servers, stage.predictions, committed=True).values())
 
 
 def test_f27_scorers_killed_again_and_again_lose_double_and_reorder_nothing(stage: Stage) -> None:
@@ -241,3 +241,47 @@ def _bytes_by_source(stage: Stage) -> dict[oracle.Source, bytes]:
         oracle.source_of(oracle.decode(record.value(), known)): record.value()
         for record in oracle.read(stage.servers, stage.predictions)
     }
+
+
+def test_f28_a_broker_killed_again_and_again_loses_doubles_and_reorders_nothing(
+    own_broker: LocalBroker, prefix: str, tmp_path: Path
+) -> None:
+    stage = Stage(own_broker.bootstrap_servers, prefix, tmp_path)
+    stage.publish(0.5)
+    with stage.feeding(2_000) as feeder, stage.score("--instance", "a") as scorer:
+        scorer.wait_line("live")
+        for _ in range(2):
+            before = predictions(stage)
+            wait_for(lambda: predictions(stage) > before + 500, "predictions")  # noqa: B023
+            own_broker.kill()
+            own_broker.start()
+        before = predictions(stage)
+        wait_for(lambda: predictions(stage) > before, "predictions after the last kill")
+        assert scorer.process.poll() is None, "the scorer waits for its broker"
+        assert feeder.sent > 1_000
+    stage.finish("--instance", "a")
+    assert verdict(stage).is_whole
+
+
+@pytest.mark.parametrize("protocol", ["classic", "consumer"])
+def test_f31_members_come_and_go_while_versions_swap(stage: Stage, protocol: str) -> None:
+    stage.publish(0.0)
+    options = ("-X", f"group.protocol={protocol}")
+    with stage.feeding(2_000), stage.score("--instance", "a", *options) as steady:
+        steady.wait_line("live")
+        for round_ in range(2):
+            with stage.score("--instance", f"guest-{round_}", *options) as guest:
+                stage.publish(round_ + 1.0)
+                guest.wait_line("live")
+                wait_for(lambda: _share(stage, f"guest-{round_}"), "the guest's partitions")  # noqa: B023
+                assert guest.end() == 0
+        steady.wait_line("swapped")
+        assert steady.end() == 0
+    stage.finish("--instance", "a", *options)
+    assert verdict(stage).is_whole
+    known = oracle.writer_schemas(stage.servers, stage.schemas)
+    amounts = {(m.partition(), m.offset()): json.loads(m.value()) for m in oracle.read(stage.servers, stage.events)}
+    for record in oracle.read(stage.servers, stage.predictions):
+        datum = oracle.decode(record.value(), known)
+        event = amounts[oracle.source_of(datum)]
+        assert datum["score"] == event["amount"] + event["age"] + (datum["version"] - 1), "its version did not make it"

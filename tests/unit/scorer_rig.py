@@ -146,7 +146,8 @@ class RunningScorer:
         if live is not None:
             self.slot.swap(live)  # type: ignore[arg-type]
         self.heard = Heard()
-        self.consumer: MemoryGroupConsumer = rig.log.group_consumer(GROUP, instance=instance, session_timeout_ms=6000)
+        self.consumer: MemoryGroupConsumer
+        self._instance = instance
         transactional_id = f"scorer.{instance or id(self)}"
         self.committer: Committer = (
             FlushingCommitter(TO, rig.log.batch_producer)
@@ -159,7 +160,7 @@ class RunningScorer:
         self.loop = ScoringLoop(
             TO.events,
             rig.partitions,
-            self.consumer,
+            self._join_group,
             self.committer,
             Scoring(TO.events, schemas, schemas.register, DeadLetterBuilder(TO.events)),
             self.slot,
@@ -190,11 +191,15 @@ class RunningScorer:
         """Waits until the loop has ended, then closes what it used."""
         self._thread.join(SOON_S)
         assert not self._thread.is_alive(), "the loop did not end"
-        self.consumer.close()
+        self.loop.close()
         self.committer.close(SOON_S)
 
     def wait_waiting(self, words: str) -> None:
         wait_until(lambda: any(words in (reason or "") for reason in self.heard.waiting), f"waiting: {words}")
+
+    def _join_group(self) -> MemoryGroupConsumer:
+        self.consumer = self.rig.log.group_consumer(GROUP, instance=self._instance, session_timeout_ms=6000)
+        return self.consumer
 
     def _run(self) -> None:
         try:

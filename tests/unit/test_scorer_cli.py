@@ -1,0 +1,69 @@
+"""What `score` prints: every report as one JSON line, and as words."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from rich.markup import render
+
+from modelcast.cli.output import to_json
+from modelcast.consumer.cli import as_json, as_text
+from modelcast.consumer.reports import (
+    Progressed,
+    Recovering,
+    Refused,
+    Report,
+    ScorerStats,
+    Started,
+    Stopped,
+    Swapped,
+    Waiting,
+    Warned,
+    WentLive,
+)
+from modelcast.names import ModelVersion
+
+V1, V2 = ModelVersion("fraud", 1), ModelVersion("fraud", 2)
+STATS = ScorerStats(events=12_345, predictions=12_340, dead_letters=5, swaps=1, events_per_s=99.96, live=V2)
+
+REPORTS: dict[str, Report] = {
+    "started": Started("fraud", "events", "scores", "scores.dead-letters", "g", "host-0", "exactly-once", 4),
+    "warning": Warned("topic 'scores' deletes"),
+    "waiting": Waiting("no version is live"),
+    "live": WentLive(V1, "cpu", 12.5, None),
+    "swapped": Swapped(V1, V2, "cuda:0", 12.5, 800.0),
+    "refused": Refused(V2, "binding", "field 'weight' [long] is missing"),
+    "recovering": Recovering("no answer"),
+    "progress": Progressed(STATS),
+    "stopped": Stopped(STATS, 1.5, {0: 3, 1: 4}),
+}
+
+
+@pytest.mark.parametrize("name", REPORTS)
+def test_each_report_is_one_json_line_that_says_what_it_is(name: str) -> None:
+    line = json.loads(to_json(as_json(REPORTS[name])))
+    assert line["event"] == name
+
+
+@pytest.mark.parametrize("name", REPORTS)
+def test_each_report_is_one_line_of_words(name: str) -> None:
+    text = render(as_text(REPORTS[name])).plain
+    assert text
+    assert "\n" not in text
+
+
+def test_the_figures_are_in_the_lines_that_end_and_accompany_a_run() -> None:
+    assert as_json(REPORTS["stopped"]) == {
+        "event": "stopped", "events": 12_345, "predictions": 12_340, "dead_letters": 5, "swaps": 1, "recoveries": 0,
+        "events_per_s": 100.0, "live": 2, "seconds": 1.5, "left": 7,
+    }  # fmt: skip
+
+
+def test_the_guarantee_is_said_at_the_start() -> None:
+    assert "exactly-once" in as_text(REPORTS["started"])
+    assert as_json(REPORTS["started"])["guarantee"] == "exactly-once"
+
+
+def test_what_a_message_quotes_is_not_markup() -> None:
+    assert "[long]" in render(as_text(REPORTS["refused"])).plain
