@@ -1,7 +1,7 @@
 """What modelcast is measured against, each in a process of its own: `python -m benchmarks.sides SIDE …`.
 
-- `pass-through`, `pass-through-transactions`: the same clients and settings as modelcast's, without decoding or model:
-  events are consumed in batches and written out again. The ceiling of what this client library allows.
+- `pass-through`, `pass-through-transactions`: modelcast's own clients, settings and commit thread, without decoding or
+  model: events are consumed in batches and written out again. The ceiling of what this client library allows.
 - `naive`: the usual loop: poll one event, decode it with fastavro, run the model on one row, produce.
 
 Each ends when it has taken every event that was there at its start.
@@ -18,8 +18,16 @@ from typing import Any
 import numpy as np
 
 from modelcast.avro import FRAME_BYTES
+from modelcast.consumer.batches import EventBatch, records_by_partition
 from modelcast.consumer.collector import QuietCollector
-from modelcast.group import BatchProducer, GroupConsumer, Message, TransactionalBatchProducer
+from modelcast.consumer.commit import (
+    Committer,
+    Destination,
+    FlushingCommitter,
+    ScoredBatch,
+    TransactionalCommitter,
+)
+from modelcast.group import GroupMetadata, Message
 from modelcast.kafka import KafkaLog
 
 from .workload import FEATURES
@@ -32,17 +40,20 @@ _POLL_S = 0.1
 
 
 def pass_through(log: KafkaLog, source: str, target: str, *, transactions: bool) -> None:
-    """Consumes batches and writes them out again, with offsets in a transaction or committed at the end."""
+    """Consumes batches and writes them out again on a second thread, with offsets in a transaction or after."""
     group = f"benchmark-{target}"
     left = sum(log.end_offsets(source, committed=False).values())
-    consumer: GroupConsumer = log.group_consumer(group, session_timeout_ms=_SESSION_TIMEOUT_MS)
+    consumer = log.group_consumer(group, session_timeout_ms=_SESSION_TIMEOUT_MS)
     consumer.subscribe(source, on_assign=_ignore, on_revoke=_ignore, on_lost=_ignore)
-    producer: BatchProducer | TransactionalBatchProducer
+    to = Destination(source, target, target)
+    committer: Committer
     if transactions:
-        producer = transactional = log.transactional_batch_producer(group, timeout_ms=_TRANSACTION_TIMEOUT_MS)
+        committer = TransactionalCommitter(
+            to, lambda: log.transactional_batch_producer(group, timeout_ms=_TRANSACTION_TIMEOUT_MS)
+        )
     else:
-        producer, transactional = log.batch_producer(), None
-    offsets: dict[int, int] = {}
+        committer = FlushingCommitter(to, log.batch_producer)
+    committer.start()
     with QuietCollector() as collector:
         while left > 0:
             messages = consumer.consume(1, _POLL_S)
@@ -50,22 +61,21 @@ def pass_through(log: KafkaLog, source: str, target: str, *, transactions: bool)
                 continue
             messages = [*messages, *consumer.consume(BATCH_EVENTS - 1, 0)]
             left -= len(messages)
-            metadata = consumer.group_metadata()
-            if transactional is not None:
-                transactional.begin()
-            for partition, batch in _by_partition(messages).items():
-                offsets[partition] = batch[-1].offset() + 1
-                producer.produce_batch(target, partition, [{"key": m.key(), "value": m.value()} for m in batch])
-            if transactional is not None:
-                transactional.send_offsets(source, offsets, metadata)
-                transactional.commit()
-            del messages
+            if not committer.submit(_batch(messages, consumer.group_metadata()), _FLUSH_S):
+                raise SystemExit(f"a batch was not taken: {committer.error}")
             collector.between_batches()
-    producer.flush(_FLUSH_S)
+    if not committer.drain(_FLUSH_S):
+        raise SystemExit(f"the last batches were not committed: {committer.error}")
     if not transactions:
-        consumer.commit(offsets)
+        consumer.commit(committer.take_acknowledged())
+    committer.close(_FLUSH_S)
     consumer.close()
-    producer.close()
+
+
+def _batch(messages: Sequence[Message], metadata: GroupMetadata) -> ScoredBatch:
+    events = EventBatch.of(messages)
+    records = records_by_partition(events.keys, events.values, events.partitions)
+    return ScoredBatch(0, len(events), records, (), events.next_offsets(), metadata)
 
 
 def naive(bootstrap_servers: str, source: str, target: str, schema_file: Path, graph: Path, count: int) -> None:
@@ -119,13 +129,6 @@ def naive(bootstrap_servers: str, source: str, target: str, schema_file: Path, g
         producer.poll(0)
     producer.flush(_FLUSH_S)
     consumer.close()
-
-
-def _by_partition(messages: Sequence[Message]) -> dict[int, list[Message]]:
-    batches: dict[int, list[Message]] = {}
-    for message in messages:
-        batches.setdefault(message.partition(), []).append(message)
-    return batches
 
 
 def _ignore(_: Sequence[int]) -> None:

@@ -84,7 +84,7 @@ class EventBatch:
 
 
 def records_by_partition(
-    keys: Sequence[bytes | None], values: Sequence[bytes], partitions: Int64s
+    keys: Sequence[bytes | None], values: Sequence[bytes | None], partitions: Int64s
 ) -> Mapping[int, list[dict[str, Any]]]:
     """Records as the producer takes them, in order within each partition."""
     if not len(partitions):

@@ -137,6 +137,8 @@ def _onnxruntime() -> ModuleType:
             "no ONNX Runtime is installed",
             hint="Install one: pip install 'modelcast[cpu]' or, for NVIDIA GPUs, pip install 'modelcast[gpu]'.",
         ) from error
+    if hasattr(onnxruntime, "disable_telemetry_events"):
+        onnxruntime.disable_telemetry_events()  # a scorer tells nobody but Kafka what it does
     return onnxruntime  # type: ignore[no-any-return]
 
 
