@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures import TimeoutError as StillRunning
@@ -45,9 +46,10 @@ FULL_QUEUE_PATIENCE_S = 5.0
 UNKNOWN_SCHEMA_PATIENCE_S = 10.0
 # Polls that fail in a row before the failure is the caller's; each is a broker's refusal, an absent one is no failure.
 POLL_FAILURES_MAX = 20
-# A coordinator that crashes while a static member rejoins fences that member: it joins again. A second fence this soon
-# after (heartbeats notice one within seconds) is another process under the same id, and the older of the two has to go.
-FENCE_MEMORY_S = 15.0
+# A coordinator that crashes while a static member rejoins fences that member: it joins again. This many fences within
+# this time (heartbeats notice one in seconds) are another process under the same id, and the older one has to go.
+FENCES_MAX = 3
+FENCE_MEMORY_S = 30.0
 # On revoke the group waits for this member; a commit takes milliseconds, and a restarted broker 3 s.
 REVOKE_DRAIN_S = 20.0
 CLOSE_DRAIN_S = 30.0
@@ -114,7 +116,7 @@ class ScoringLoop:
         self._sizer = sizer or BatchSizer()
         self._clock = clock
         self._assignment = Assignment(self._consumer)
-        self._fenced_at_s: float | None = None
+        self._fences: deque[float] = deque(maxlen=FENCES_MAX)
         self._stop = threading.Event()
         self._helper = ThreadPoolExecutor(1, thread_name_prefix="modelcast-run")
         self._rewind_at_s: float | None = None
@@ -246,10 +248,9 @@ class ScoringLoop:
         try:
             messages = list(self._consumer.consume(count, timeout_s))
         except FencedError as error:
-            now = self._clock()
-            if self._fenced_at_s is not None and now - self._fenced_at_s < FENCE_MEMORY_S:
+            self._fences.append(self._clock())
+            if len(self._fences) == FENCES_MAX and self._fences[-1] - self._fences[0] < FENCE_MEMORY_S:
                 raise
-            self._fenced_at_s = now
             self._hooks.recovering(error)
             self._rejoin()
             return []

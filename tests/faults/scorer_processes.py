@@ -205,11 +205,15 @@ class ScoreProcess:
                 if line["event"] == event and all(line.get(name) == value for name, value in fields.items())
             )
             ended = self.process.poll() is not None and not any(reader.is_alive() for reader in self._readers)
-            assert found or not ended, f"the scorer ended with {self.process.returncode}: {''.join(self._errors)}"
+            assert found or not ended, self.last_words()
             return bool(found)
 
         wait_for(there, f"{event} {fields}; it said {self.lines} {''.join(self._errors)}", timeout_s)
         return found[0]
+
+    def last_words(self) -> str:
+        """How it ended, and what it said to people."""
+        return f"the scorer ended with {self.process.returncode}: {''.join(self._errors)}\n{self.lines[-5:]}"
 
     def kill(self) -> None:
         self.process.kill()

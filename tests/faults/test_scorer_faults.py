@@ -257,7 +257,7 @@ def test_f28_a_broker_killed_again_and_again_loses_doubles_and_reorders_nothing(
             own_broker.start()
         before = predictions(stage)
         wait_for(lambda: predictions(stage) > before, "predictions after the last kill")
-        assert scorer.process.poll() is None, "the scorer waits for its broker"
+        assert scorer.process.poll() is None, scorer.last_words()
         assert feeder.sent > 1_000
     stage.finish("--instance", "a")
     assert verdict(stage).is_whole
