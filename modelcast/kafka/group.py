@@ -75,6 +75,7 @@ class KafkaGroupConsumer:
         self._group = group
         self._topic = ""
         self._positions: dict[int, int] = {}
+        self._closing = False
         self._start = settings.get("auto.offset.reset", "earliest").lower()
         merged = group_settings(
             settings, group=group, instance=instance, session_timeout_ms=session_timeout_ms, committed=committed
@@ -90,6 +91,8 @@ class KafkaGroupConsumer:
         self._topic = topic
 
         def assigned(_: Consumer, partitions: list[TopicPartition]) -> None:
+            if self._closing:
+                return  # an assignment that was on its way: nobody will consume it, and the client answers no more
             numbers = [partition.partition for partition in partitions]
             self._assign(numbers)
             on_assign(numbers)
@@ -205,6 +208,7 @@ class KafkaGroupConsumer:
 
     def close(self) -> None:
         """Gives up the assignment (calling `on_revoke`) and leaves the group; a static member only goes silent."""
+        self._closing = True
         self._consumer.close()
 
     def _assign(self, numbers: Sequence[int]) -> None:
