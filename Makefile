@@ -8,7 +8,7 @@ PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types check bench lock clean python-complete
+.PHONY: help demo test faults lint types check bench lock clean python-complete
 
 help: ## Show the targets
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -16,8 +16,11 @@ help: ## Show the targets
 demo: $(STAMP) ## A year of flights, scored while the model is retrained and swapped
 	$(PY) -m modelcast demo
 
-test: $(STAMP) ## All tests, with a real Kafka broker (under 10 minutes)
-	$(PY) -m pytest
+test: $(STAMP) ## Unit tests and tests on a real Kafka broker (under 10 minutes)
+	$(PY) -m pytest tests/unit tests/broker
+
+faults: $(STAMP) ## Publishers, scorers and brokers really killed (some 5 minutes)
+	$(PY) -m pytest tests/faults
 
 lint: $(STAMP) ## Style
 	$(PY) -m ruff check .
@@ -26,7 +29,7 @@ lint: $(STAMP) ## Style
 types: $(STAMP) ## Types
 	$(PY) -m mypy
 
-check: lint types test ## Everything CI runs
+check: lint types faults test ## Everything CI runs
 
 bench: $(STAMP) ## Throughput against its peers
 	$(PY) -m benchmarks.stream --json
