@@ -139,7 +139,8 @@ def _definition(model: str, outputs: Sequence[OutputSpec]) -> dict[str, Any]:
         {"name": "topic", "type": "string"},
         {"name": "partition", "type": "int"},
         {"name": "offset", "type": "long"},
-        {"name": "timestamp", "type": {"type": "long", "logicalType": "timestamp-millis"}},
+        # Plain milliseconds, as Kafka gives them: a reader that turns them into a date can't show -1, which is "none".
+        {"name": "timestamp", "type": "long", "doc": "The event's time, epoch milliseconds; -1 if it has none."},
     ]
     fields: list[dict[str, Any]] = [
         {"name": "model", "type": "string"},

@@ -1,7 +1,7 @@
 """Digests: `sha256:<64 hex digits>` over the bytes of a file.
 
-    >>> of_bytes(b"")
-    'sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855'
+>>> of_bytes(b"")
+'sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855'
 """
 
 from __future__ import annotations
