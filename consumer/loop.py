@@ -334,6 +334,11 @@ class ScoringLoop:
                         return None
             except ModelNotFoundError:
                 return None
+            except BrokerError as error:
+                if not error.retriable:
+                    raise
+                self._wait_with_batch(f"a schema can't be looked up: {error}")
+                continue
             if isinstance(result, Scored):
                 return result
             now = self._clock()
@@ -342,10 +347,13 @@ class ScoringLoop:
                 self._scoring.give_up(result.fingerprints)
                 continue
             shown = ", ".join(fingerprint.hex() for fingerprint in result.fingerprints[:3])
-            self._hooks.waiting(f"events name schemas that are not described (yet): {shown}")
-            self._hooks.tick()
-            self._poll_paused(IDLE_WAIT_S)
+            self._wait_with_batch(f"events name schemas that are not described (yet): {shown}")
         return None
+
+    def _wait_with_batch(self, reason: str) -> None:
+        self._hooks.waiting(reason)
+        self._hooks.tick()
+        self._poll_paused(IDLE_WAIT_S)
 
     def _score_with(self, servable: Servable, batch: EventBatch) -> Scored | Unresolved:
         started_s = self._clock()

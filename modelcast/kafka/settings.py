@@ -50,6 +50,8 @@ _COMMON: Final[Mapping[str, str | int | float | bool]] = {
     "socket.connection.setup.timeout.ms": 5_000,
     # Small request-response traffic: commits, metadata, status records.
     "socket.nagle.disable": True,
+    # Notices and worse: below that, lines of the client's own background thread bypass the logger and reach stderr.
+    "log_level": 5,
     # A connection reaped while idle is no news to anybody.
     "log.connection.close": False,
 }

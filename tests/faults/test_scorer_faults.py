@@ -140,7 +140,7 @@ def test_f30_a_scorer_stopped_past_its_transaction_goes_on_or_ends_and_nothing_i
         if frozen.process.poll() is None:
             assert frozen.end() == 0
         else:
-            assert frozen.process.returncode == 7
+            assert frozen.process.returncode == 7, frozen.last_words()
     stage.finish("--instance", "a")
     assert verdict(stage).is_whole
 

@@ -8,10 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from modelcast.avro import Schema
 from modelcast.consumer import loop as loop_module
 from modelcast.consumer.batches import BatchSizer
 from modelcast.consumer.scoring import MODEL_FAULT_ROWS
-from modelcast.errors import FencedError
+from modelcast.errors import BrokerError, FencedError
+from modelcast.events.schemas import SchemaTopic
 from modelcast.testing.group import CommitFault
 
 from .control_rig import wait_until
@@ -236,6 +238,23 @@ def test_events_of_an_unknown_schema_wait_for_it_a_bounded_time(monkeypatch: pyt
     assert sources(rig) == [(0, 0), (0, 2)]
     (letter,) = rig.records(TO.dead_letters)
     assert (b"UnknownSchema" in dict(letter.headers).values()) is True
+
+
+def test_a_broker_away_while_a_schema_is_described_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    register, away = SchemaTopic.register, iter([True, True])
+
+    def register_once_back(topic: SchemaTopic, schema: Schema) -> None:
+        if next(away, False):
+            raise BrokerError("no broker answers")
+        register(topic, schema)
+
+    monkeypatch.setattr(SchemaTopic, "register", register_once_back)
+    rig = Rig()
+    rig.send(range(5))
+    scorer = score_all(rig, FunctionServable(1))
+    assert scorer.error is None
+    assert any("no broker answers" in (reason or "") for reason in scorer.heard.waiting)
+    assert sources(rig) == expected(rig, 5)
 
 
 def test_stop_leaves_nothing_half_done() -> None:
