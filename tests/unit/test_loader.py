@@ -8,11 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import onnx
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 
-from modelcast import blobs, digest, golden
+from modelcast import blobs, digest
 from modelcast.consumer.binding import EventFields
 from modelcast.consumer.loader import Loader
 from modelcast.consumer.loader import _within as within
@@ -26,44 +25,33 @@ from modelcast.errors import (
     SmokeRunError,
     StructureError,
 )
-from modelcast.golden import MIN_VARIED_EXAMPLES, Examples
+from modelcast.golden import MIN_VARIED_EXAMPLES
 from modelcast.records import FileEntry
 from modelcast.registry.image import VersionRecord
-from modelcast.runtime import Array
 from modelcast.testing.memory import MemoryLog
 from modelcast.topics import ChunkKey, Topics, blob_partition
 
+from .bad_versions import (
+    ROWS,
+    X,
+    allocation_bomb,
+    broken_shapes,
+    env_as_tensor,
+    examples,
+    examples_as_tensor,
+    golden_constant,
+    golden_empty,
+    golden_mismatch,
+    golden_nan,
+    golden_without_outputs,
+    graph,
+    newer_opset,
+    no_examples,
+)
 from .registry_records import SIGNATURE, manifest
 
 TOPICS = Topics("test")
 CHUNK_BYTES = 1024
-ROWS = 10
-X = np.arange(2 * ROWS, dtype=np.float32).reshape(ROWS, 2)
-SUM = [
-    helper.make_node("ReduceSum", ["x", "axis"], ["sum"], keepdims=0),
-    helper.make_node("Add", ["sum", "bias"], ["score"]),
-]
-AXIS = numpy_helper.from_array(np.array([1], np.int64), "axis")
-BIAS = numpy_helper.from_array(np.array(0.5, np.float32), "bias")
-
-
-def graph(
-    nodes: list[onnx.NodeProto] = SUM, *, opset: int = 17, initializers: tuple[TensorProto, ...] = (AXIS, BIAS)
-) -> bytes:
-    built = helper.make_graph(
-        nodes,
-        "g",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 2])],
-        [helper.make_tensor_value_info("score", TensorProto.FLOAT, ["N"])],
-        list(initializers),
-    )
-    return helper.make_model(built, ir_version=10, opset_imports=[helper.make_opsetid("", opset)]).SerializeToString()
-
-
-def examples(folder: Path, outputs: Array | None = None, *, x: Array = X) -> bytes:
-    path = folder / "examples.npz"
-    golden.write(path, Examples({"x": x}, {"score": x.sum(axis=1) + np.float32(0.5) if outputs is None else outputs}))
-    return path.read_bytes()
 
 
 class Shelf:
@@ -136,67 +124,6 @@ def test_large_tensors_are_files_of_their_own(shelf: Shelf, loader: Loader, tmp_
     servable = loader.load(shelf.put(files, tmp_path), None)
     assert servable.run({"amount": np.float32([1]), "age": np.float32([2])})["score"].tolist() == [13.0]
     servable.close()
-
-
-def env_as_tensor(folder: Path) -> dict[str, bytes]:
-    tensor = TensorProto(name="bias", data_type=TensorProto.FLOAT, dims=[], data_location=TensorProto.EXTERNAL)
-    tensor.external_data.add(key="location", value=".env")
-    return {"model.onnx": graph(initializers=(AXIS, tensor)), "examples.npz": examples(folder)}
-
-
-def examples_as_tensor(folder: Path) -> dict[str, bytes]:
-    tensor = TensorProto(name="bias", data_type=TensorProto.FLOAT, dims=[], data_location=TensorProto.EXTERNAL)
-    tensor.external_data.add(key="location", value="examples.npz")
-    return {"model.onnx": graph(initializers=(AXIS, tensor)), "examples.npz": examples(folder)}
-
-
-def newer_opset(folder: Path) -> dict[str, bytes]:
-    return {"model.onnx": graph(opset=99), "examples.npz": examples(folder)}
-
-
-def no_examples(folder: Path) -> dict[str, bytes]:
-    return {"model.onnx": graph()}
-
-
-def golden_mismatch(folder: Path) -> dict[str, bytes]:
-    return {"model.onnx": graph(), "examples.npz": examples(folder, X.sum(axis=1) + np.float32(0.6))}
-
-
-def golden_nan(folder: Path) -> dict[str, bytes]:
-    nan = numpy_helper.from_array(np.array(np.nan, np.float32), "bias")
-    wanted = np.full(ROWS, np.nan, np.float32)
-    return {"model.onnx": graph(initializers=(AXIS, nan)), "examples.npz": examples(folder, wanted)}
-
-
-def golden_constant(folder: Path) -> dict[str, bytes]:
-    nodes = [*SUM[:1], helper.make_node("Mul", ["sum", "bias"], ["score"])]
-    zero = numpy_helper.from_array(np.array(0, np.float32), "bias")
-    return {
-        "model.onnx": graph(nodes, initializers=(AXIS, zero)),
-        "examples.npz": examples(folder, np.zeros(ROWS, np.float32)),
-    }
-
-
-def golden_empty(folder: Path) -> dict[str, bytes]:
-    return {"model.onnx": graph(), "examples.npz": examples(folder, x=X[:0])}
-
-
-def golden_without_outputs(folder: Path) -> dict[str, bytes]:
-    golden.write(folder / "examples.npz", Examples({"x": X}, {}))
-    return {"model.onnx": graph(), "examples.npz": (folder / "examples.npz").read_bytes()}
-
-
-def allocation_bomb(folder: Path) -> dict[str, bytes]:
-    shape = numpy_helper.from_array(np.array([1 << 32], np.int64), "shape")
-    bomb = helper.make_node("ConstantOfShape", ["shape"], ["z"])
-    nodes = [bomb, helper.make_node("ReduceSum", ["z"], ["bias"], keepdims=0), *SUM]
-    return {"model.onnx": graph(nodes, initializers=(AXIS, shape)), "examples.npz": examples(folder)}
-
-
-def broken_shapes(folder: Path) -> dict[str, bytes]:
-    three = numpy_helper.from_array(np.ones((3, 1), np.float32), "bias")
-    nodes = [helper.make_node("MatMul", ["x", "bias"], ["score"])]
-    return {"model.onnx": graph(nodes, initializers=(three,)), "examples.npz": examples(folder)}
 
 
 @pytest.mark.parametrize(
