@@ -175,6 +175,7 @@ class ModelClient:
     ) -> None:
         refs = [ModelRef.parse(name) for name in models or ()]
         versions = runtime.versions()
+        runtime.check_device(device)
         self._connection = connection or Connection.resolve(
             bootstrap_servers, properties_file=properties_file, properties=properties, prefix=prefix
         )

@@ -82,7 +82,7 @@ class Scorer:
 
     Raises:
         UsageError: The model's name, the guarantee or the device can't be.
-        MissingExtraError: No ONNX Runtime is installed.
+        MissingExtraError: No ONNX Runtime is installed, or none that has the device.
         ConfigError: A setting is wrong.
         BrokerError: No broker is named anywhere.
     """
@@ -118,10 +118,12 @@ class Scorer:
             raise UsageError(f"there is no guarantee {guarantee!r}", hint="Use exactly-once or at-least-once.")
         self._guarantee = Guarantee(guarantee)
         self._runtime = runtime.versions()
+        runtime.check_device(device)
         self._device = device
         self._connection = connection or Connection.resolve(
             bootstrap_servers, properties_file=properties_file, properties=properties, prefix=prefix
         )
+        self._connection.topics.refuse_own(self._to.events, self._to.predictions, self._to.dead_letters)
         self._group = group or f"{self._connection.prefix}.{self._ref.model}.{predictions}"
         self._named_instance = instance
         self._until_end = until_end

@@ -4,6 +4,8 @@
 - What comes from partition p goes to partition p: output topics need as many partitions.
 - Output topics made here keep records for ever. Kafka deletes by the time of an event: a topic that keeps a week drops
   predictions of last month's events at once, so an existing one that would is named.
+- A compacted output topic is refused: it keeps one prediction a key, and takes none without a key.
+- Everything is checked before anything is made.
 """
 
 from __future__ import annotations
@@ -23,29 +25,46 @@ def prepare_topics(log: Log, destination: Destination) -> tuple[int, tuple[str, 
 
     Raises:
         TopicNotFoundError: There is no events topic.
-        TopicConfigError: An output topic has fewer partitions than the events topic.
+        TopicConfigError: An output topic has fewer partitions than the events topic, or is compacted.
         BrokerError: Kafka did not answer, or will not create a topic.
     """
     partitions = _partitions(log, destination.events)
-    warnings = []
-    for name in (destination.predictions, destination.dead_letters):
-        if log.create(TopicSpec(name, partitions, configs=KEEP_FOR_EVER)):
-            continue
-        description = log.describe(name)
-        if description.partitions < partitions:
-            raise TopicConfigError(
-                f"topic {name!r} has {description.partitions} partitions, but its events come from {partitions}: "
-                f"{destination.events!r}",
-                hint=f"Add some: kafka-topics.sh --bootstrap-server … --alter --topic {name} --partitions {partitions}",
-            )
-        retention = description.configs.get("retention.ms", "-1")
-        if "delete" in description.configs.get("cleanup.policy", "delete") and retention != "-1":
-            warnings.append(
-                f"topic {name!r} deletes what is older than {_days(retention)} (retention.ms={retention}). Keep all: "
-                f"kafka-configs.sh --bootstrap-server … --alter --entity-type topics --entity-name {name} "
-                "--add-config retention.ms=-1"
-            )
-    return partitions, tuple(warnings)
+    existing = log.topics()
+    outputs = (destination.predictions, destination.dead_letters)
+    warnings = [_check_output(log, name, destination.events, partitions) for name in outputs if name in existing]
+    for name in outputs:
+        if name not in existing:
+            log.create(TopicSpec(name, partitions, configs=KEEP_FOR_EVER))
+    return partitions, tuple(warning for warning in warnings if warning is not None)
+
+
+def _check_output(log: Log, name: str, events: str, partitions: int) -> str | None:
+    """A warning, if there is one to give. Raises TopicConfigError."""
+    description = log.describe(name)
+    if description.partitions < partitions:
+        raise TopicConfigError(
+            f"topic {name!r} has fewer partitions ({description.partitions}) than the events topic {events!r} "
+            f"({partitions})",
+            hint=f"Add some: kafka-topics.sh --bootstrap-server … --alter --topic {name} --partitions {partitions}",
+        )
+    policy = description.configs.get("cleanup.policy", "delete")
+    if "compact" in policy:
+        raise TopicConfigError(
+            f"topic {name!r} has cleanup.policy={policy}, which would lose predictions",
+            hint=f"Name another topic, or mend it with: {_alter(name, 'cleanup.policy=delete,retention.ms=-1')}",
+        )
+    retention = description.configs.get("retention.ms", "-1")
+    if retention == "-1":
+        return None
+    return (
+        f"topic {name!r} deletes what is older than {_duration(retention)} (retention.ms={retention}). Keep all: "
+        f"{_alter(name, 'retention.ms=-1')}"
+    )
+
+
+def _alter(topic: str, config: str) -> str:
+    command = "kafka-configs.sh --bootstrap-server … --alter --entity-type topics"
+    return f"{command} --entity-name {topic} --add-config {config}"
 
 
 def _partitions(log: Log, events: str) -> int:
@@ -58,5 +77,6 @@ def _partitions(log: Log, events: str) -> int:
     )
 
 
-def _days(retention_ms: str) -> str:
-    return f"{int(retention_ms) / 86_400_000:.3g} days"
+def _duration(retention_ms: str) -> str:
+    days = int(retention_ms) / 86_400_000
+    return f"{days:.3g} days" if days >= 1 else f"{int(retention_ms) / 1000:g} s"

@@ -71,7 +71,7 @@ def open_session(path: Path, *, device: str = "auto", threads: int = 1, prepacki
         prepacking: Whether weights are repacked at load: faster runs, but pages are no longer shared between versions.
 
     Raises:
-        MissingExtraError: No runtime is installed.
+        MissingExtraError: No runtime is installed, or one without the device's kind.
         UsageError: `device` is not one of the above.
         LoadError: The runtime can't build a session, or the device is not there.
     """
@@ -160,17 +160,28 @@ def _newest(ort: ModuleType, start: int, header: Callable[[int], tuple[int, Mapp
     return start + _NEWER_VERSIONS - 1
 
 
-def _providers(ort: ModuleType, device: str) -> tuple[list[Any], str]:
+def check_device(device: str) -> None:
+    """Whether the installed runtime could run on `device` at all: what never will is said at once, not per model.
+
+    Raises:
+        MissingExtraError: No runtime is installed, or one without CUDA.
+        UsageError: `device` is not one of `open_session`'s.
+    """
+    ort = _onnxruntime()
     if not _DEVICE.fullmatch(device):
         raise UsageError(f"device {device!r} is not known", hint="Use auto, cpu, cuda or cuda:N.")
+    if device.startswith("cuda") and "CUDAExecutionProvider" not in ort.get_available_providers():
+        raise MissingExtraError(
+            f"device {device!r} is asked for, and the installed ONNX Runtime has no CUDA",
+            hint="Install the GPU build: pip uninstall onnxruntime && pip install 'modelcast[gpu]'.",
+        )
+
+
+def _providers(ort: ModuleType, device: str) -> tuple[list[Any], str]:
+    check_device(device)
     available = "CUDAExecutionProvider" in ort.get_available_providers()
     if device == "cpu" or (device == "auto" and not available):
         return ["CPUExecutionProvider"], "cpu"
-    if not available:
-        raise LoadError(
-            f"device={device!r}, but this ONNX Runtime has no CUDA",
-            hint="Install the GPU build: pip uninstall onnxruntime && pip install 'modelcast[gpu]'.",
-        )
     if hasattr(ort, "preload_dlls"):
         ort.preload_dlls()
     number = int(device.partition(":")[2] or 0)

@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from modelcast.errors import ConfigError
+from modelcast.errors import ConfigError, UsageError
 from modelcast.log import TopicDescription, TopicSpec
 
 DEFAULT_PREFIX = "modelcast"
@@ -117,6 +117,15 @@ class Topics:
     def repository_id(self) -> str:
         """The transactional id under which the repository is made."""
         return f"{self.prefix}.repository"
+
+    def refuse_own(self, *topics: str) -> None:
+        """Raises UsageError if one of `topics`, of events or predictions, is the repository's own."""
+        for topic in topics:
+            if topic in (self.registry, self.schemas, self.blobs, self.status):
+                raise UsageError(
+                    f"topic {topic!r} belongs to the repository: neither events nor predictions go there",
+                    hint="Name a topic of your own.",
+                )
 
     def specs(self, *, blob_partitions: int, replication_factor: int) -> tuple[TopicSpec, ...]:
         """What `init` creates."""

@@ -22,7 +22,7 @@ from typing import Any, Self
 import polars as pl
 
 from modelcast.avro import Schema
-from modelcast.errors import UsageError
+from modelcast.errors import TopicConfigError, UsageError
 from modelcast.events.encode import encode_avro, encode_json, encode_keys, timestamps_ms
 from modelcast.events.schemas import SchemaTopic
 from modelcast.log import Log, LogWriter, TopicSpec
@@ -94,6 +94,7 @@ class EventSender:
         warn: Callable[[str], None] = lambda _: None,
         now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
     ) -> None:
+        topics.refuse_own(topic)
         self._log = log
         self._topics = topics
         self._topic = topic
@@ -126,6 +127,7 @@ class EventSender:
 
         Raises:
             UsageError: A row does not fit the schema, or has no usable key or timestamp; names row and field.
+            TopicConfigError: The topic is compacted, and the events have no key.
             RepositoryNotFoundError: There is no schemas topic to describe the schema on.
             BrokerError: The broker refuses.
         """
@@ -138,6 +140,7 @@ class EventSender:
             raise UsageError(
                 f"{error.message} ({self.events} events before it were sent to {self._topic!r})", hint=error.hint
             ) from error
+        self._check_policy()
         writer = self._opened()
         for start in range(0, len(records), slice_rows or max(1, len(records))):
             before_slice(self.events)
@@ -198,6 +201,14 @@ class EventSender:
                 self._say(f"created topic {self._topic!r} with {self._partitions} partitions, keeping events for ever")
             self._writer = self._log.writer()
         return self._writer
+
+    def _check_policy(self) -> None:
+        policy = self._configs_now().get("cleanup.policy", "delete")
+        if "compact" in policy and self._key is None:
+            raise TopicConfigError(
+                f"topic {self._topic!r} has cleanup.policy={policy}: it takes no events without a key",
+                hint="Name the field that is the key: --key FIELD; or another topic (this one keeps one event a key).",
+            )
 
     def _check_times(self, times: list[int], first_row: int) -> None:
         """Refuses what the broker would refuse record by record, and warns of what it would delete."""

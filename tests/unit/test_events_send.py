@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 
 from modelcast.avro import FRAME_BYTES, Schema
-from modelcast.errors import RepositoryNotFoundError, UsageError
+from modelcast.errors import RepositoryNotFoundError, TopicConfigError, UsageError
 from modelcast.events.infer import infer_schema_of
 from modelcast.events.schemas import SchemaTopic
 from modelcast.events.send import EventSender, Sent, send_table
@@ -129,11 +129,27 @@ def test_a_topic_that_would_delete_old_events_is_warned_of_once(
     log.create(TopicSpec("events", 1, configs=configs))
     warnings: list[str] = []
     old = FRAME.with_columns(t=pl.Series([NOW_MS - 8 * DAY_MS, NOW_MS, NOW_MS]))
-    sending = sender(log, timestamp="t", warn=warnings.append)
+    sending = sender(log, key="id", timestamp="t", warn=warnings.append)
     sending.send(old)
     sending.send(old)
     assert len(warnings) == warned
     assert all("'events' deletes events 7 days after" in text and "retention.ms=-1" in text for text in warnings)
+
+
+@pytest.mark.parametrize("policy", ["compact", "compact,delete"])
+def test_events_without_a_key_are_not_sent_to_a_compacted_topic(log: MemoryLog, policy: str) -> None:
+    log.create(TopicSpec("events", 1, configs={"cleanup.policy": policy}))
+    with pytest.raises(TopicConfigError, match=f"'events' has cleanup.policy={policy}.*--key"):
+        sender(log).send(FRAME)
+    assert records(log) == records(log, TOPICS.schemas) == []
+    sender(log, key="id").send(FRAME)
+    assert len(records(log)) == 3
+
+
+@pytest.mark.parametrize("name", [TOPICS.registry, TOPICS.schemas, TOPICS.blobs, TOPICS.status])
+def test_no_events_are_sent_to_a_topic_of_the_repository(log: MemoryLog, name: str) -> None:
+    with pytest.raises(UsageError, match=f"{name!r} belongs to the repository"):
+        EventSender(log, TOPICS, name, schema=None, key="id")
 
 
 def test_events_that_are_young_enough_are_not_warned_of(log: MemoryLog) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import onnxruntime
 import pytest
 from rich.markup import render
 
@@ -22,6 +23,8 @@ from modelcast.consumer.reports import (
     Warned,
     WentLive,
 )
+from modelcast.consumer.scorer import Scorer
+from modelcast.errors import MissingExtraError, UsageError
 from modelcast.names import ModelVersion
 
 V1, V2 = ModelVersion("fraud", 1), ModelVersion("fraud", 2)
@@ -51,6 +54,25 @@ def test_each_report_is_one_line_of_words(name: str) -> None:
     text = render(as_text(REPORTS[name])).plain
     assert text
     assert "\n" not in text
+
+
+@pytest.mark.skipif("CUDAExecutionProvider" in onnxruntime.get_available_providers(), reason="this runtime has CUDA")
+@pytest.mark.parametrize("device", ["cuda", "cuda:1"])
+def test_a_device_the_runtime_can_never_use_is_refused_at_once(device: str) -> None:
+    with pytest.raises(MissingExtraError, match=f"{device!r} is asked for.*no CUDA.*modelcast\\[gpu\\]"):
+        Scorer("fraud", "events", "scores", device=device, bootstrap_servers="127.0.0.1:1")
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:", "CPU"])
+def test_a_device_nobody_knows_is_a_usage_error(device: str) -> None:
+    with pytest.raises(UsageError, match=f"{device!r} is not known"):
+        Scorer("fraud", "events", "scores", device=device, bootstrap_servers="127.0.0.1:1")
+
+
+@pytest.mark.parametrize("name", ["registry", "schemas", "blobs", "status"])
+def test_no_scorer_writes_to_or_reads_a_topic_of_the_repository(name: str) -> None:
+    with pytest.raises(UsageError, match=f"'team.{name}' belongs to the repository"):
+        Scorer("fraud", "events", f"team.{name}", prefix="team", bootstrap_servers="127.0.0.1:1")
 
 
 def test_the_figures_are_in_the_lines_that_end_and_accompany_a_run() -> None:

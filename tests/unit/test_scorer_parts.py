@@ -189,15 +189,26 @@ class TestTopics:
         log = MemoryGroupLog()
         log.create(TopicSpec(TO.events, 3))
         log.create(TopicSpec(TO.predictions, 2))
-        with pytest.raises(TopicConfigError, match=r"has 2 partitions.*--topic scores --partitions 3"):
+        with pytest.raises(TopicConfigError, match=r"'scores' has fewer.*\(2\).*--topic scores --partitions 3"):
             prepare_topics(log, TO)
+        assert TO.dead_letters not in log.topics()
+
+    @pytest.mark.parametrize("policy", ["compact", "compact,delete"])
+    def test_a_compacted_output_is_refused_and_nothing_is_made(self, policy: str) -> None:
+        log = MemoryGroupLog()
+        log.create(TopicSpec(TO.events, 1))
+        log.create(TopicSpec(TO.dead_letters, 1, configs={"cleanup.policy": policy}))
+        with pytest.raises(TopicConfigError, match=f"'scores.dead-letters' has cleanup.policy={policy}.*mend it with"):
+            prepare_topics(log, TO)
+        assert TO.predictions not in log.topics()
 
     def test_an_existing_output_that_would_delete_old_event_times_is_warned_of(self) -> None:
         log = MemoryGroupLog()
         log.create(TopicSpec(TO.events, 1))
         log.create(TopicSpec(TO.predictions, 1, configs={"retention.ms": "604800000"}))
-        log.create(TopicSpec(TO.dead_letters, 1, configs={"cleanup.policy": "compact", "retention.ms": "604800000"}))
-        _, (warning,) = prepare_topics(log, TO)
+        log.create(TopicSpec(TO.dead_letters, 1, configs={"retention.ms": "1500"}))
+        _, (warning, short) = prepare_topics(log, TO)
+        assert "older than 1.5 s" in short
         assert "'scores' deletes what is older than 7 days" in warning
         assert "--add-config retention.ms=-1" in warning
 
