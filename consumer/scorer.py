@@ -25,7 +25,8 @@ from modelcast.errors import BrokerError, ModelcastError, UsageError
 from modelcast.events.schemas import SchemaTopic
 from modelcast.group import GroupLog
 from modelcast.names import ModelRef
-from modelcast.registry.repository import check_topics
+from modelcast.registry.reader import RegistryReader
+from modelcast.registry.repository import CATCH_UP_TIMEOUT_S, check_topics
 
 from .commit import Committer, Destination, FlushingCommitter, TransactionalCommitter
 from .control import ControlPlane
@@ -152,7 +153,8 @@ class Scorer:
             The final figures.
 
         Raises:
-            NotFoundError: There is no repository or events topic; with `until_end` also: no such model, or no release.
+            NotFoundError: There is no repository, events topic, or version with the number asked for; with `until_end`
+                also: no such model, or no release.
             ModelRefusedError: With `until_end`: no version can be loaded.
             TopicConfigError: A topic would lose records or has too few partitions.
             OffsetOutOfRangeError: Retention deleted events that were not scored.
@@ -162,6 +164,8 @@ class Scorer:
         with ExitStack() as stack:
             log = stack.enter_context(self._connection.open_log())
             check_topics(log, self._connection.topics)
+            if self._until_end or self._ref.version is not None:
+                self._check_model(log)
             partitions, warnings = prepare_topics(log, self._to)
             end = None
             if self._until_end:
@@ -182,6 +186,13 @@ class Scorer:
             for warning in warnings:
                 self._report(Warned(warning))
             return self._run_with(log, instance.name, partitions, end, stack)
+
+    def _check_model(self, log: GroupLog) -> None:
+        """Nothing is made, and nobody waits, for a model or version that was never there."""
+        with closing(RegistryReader(log, self._connection.topics)) as reader:
+            image = reader.catch_up(CATCH_UP_TIMEOUT_S)
+        if self._ref.version is not None or image.model(self._ref.model).champion is None:
+            image.resolve(self._ref)
 
     def _run_with(
         self, log: GroupLog, instance: str, partitions: int, end: EndOfTopic | None, stack: ExitStack

@@ -23,6 +23,7 @@ from modelcast.errors import (
     RepositoryNotFoundError,
     TopicNotFoundError,
     UsageError,
+    VersionNotFoundError,
 )
 from modelcast.log import TopicSpec
 from modelcast.publisher.session import RegistryWriter
@@ -220,6 +221,15 @@ def test_until_end_with_a_model_nobody_published_says_so(stream: Stream) -> None
     scorer, _ = stream.scorer(until_end=True, model="nobody")
     with pytest.raises(ModelNotFoundError, match="nobody"):
         scorer.run()
+    assert stream.predictions not in stream.log.topics()
+
+
+def test_a_version_that_was_never_published_is_not_waited_for_and_nothing_is_made(stream: Stream) -> None:
+    stream.publish(0.5)
+    scorer, _ = stream.scorer(model="fraud@9")
+    with pytest.raises(VersionNotFoundError, match="has no version 9"):
+        scorer.run()
+    assert stream.predictions not in stream.log.topics()
 
 
 def test_a_missing_events_topic_is_refused_and_nothing_is_made(stream: Stream) -> None:
