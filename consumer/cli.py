@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
-from types import FrameType
-from typing import Annotated, Any
+from types import FrameType, TracebackType
+from typing import Annotated, Any, Self
 
 import typer
 from rich.markup import escape
@@ -76,36 +75,52 @@ def score(
     ] = False,
 ) -> None:
     """Score a topic of events with the live version of a model; SIGTERM and Ctrl-C end it cleanly."""
-    from .scorer import Scorer  # numpy, Polars and ONNX Runtime take half a second: the help page needs none of them
+    with _Signals() as signals:
+        from .scorer import Scorer  # numpy, Polars and ONNX Runtime take half a second: the help page needs none
 
-    scorer = Scorer(
-        name,
-        events,
-        predictions,
-        dead_letters=dead_letters,
-        group=group,
-        instance=instance,
-        guarantee=guarantee,
-        device=device,
-        until_end=until_end,
-        connection=context.connection,
-        report=_printer(context.output),
-    )
-    with _stopping_on_signals(scorer.stop):
-        scorer.run()
+        scorer = Scorer(
+            name,
+            events,
+            predictions,
+            dead_letters=dead_letters,
+            group=group,
+            instance=instance,
+            guarantee=guarantee,
+            device=device,
+            until_end=until_end,
+            connection=context.connection,
+            report=_printer(context.output),
+        )
+        signals.stop_with(scorer.stop)
+        if not signals.stopped:
+            scorer.run()
 
 
-@contextmanager
-def _stopping_on_signals(stop: Callable[[], None]) -> Iterator[None]:
-    def handle(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - the signal module's signature
-        stop()
+class _Signals:
+    """SIGTERM and Ctrl-C end the command cleanly, also while it still starts."""
 
-    before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
+    def __init__(self) -> None:
+        self.stopped = False
+        self._stop: Callable[[], None] = lambda: None
+        self._before: dict[signal.Signals, Any] = {}
+
+    def stop_with(self, stop: Callable[[], None]) -> None:
+        """Calls `stop` at the first signal from now on."""
+        self._stop = stop
+
+    def __enter__(self) -> Self:
+        self._before = {number: signal.signal(number, self._handle) for number in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._before.items():
             signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002 - the signal module's signature
+        self.stopped = True
+        self._stop()
 
 
 def _printer(output: Output) -> Callable[[Report], None]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import signal
 
 import onnxruntime
 import pytest
 from rich.markup import render
 
 from modelcast.cli.output import to_json
-from modelcast.consumer.cli import as_json, as_text
+from modelcast.consumer.cli import _Signals, as_json, as_text
 from modelcast.consumer.reports import (
     Progressed,
     Recovering,
@@ -73,6 +74,24 @@ def test_a_device_nobody_knows_is_a_usage_error(device: str) -> None:
 def test_no_scorer_writes_to_or_reads_a_topic_of_the_repository(name: str) -> None:
     with pytest.raises(UsageError, match=f"'team.{name}' belongs to the repository"):
         Scorer("fraud", "events", f"team.{name}", prefix="team", bootstrap_servers="127.0.0.1:1")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_the_command_cleanly_while_it_still_starts(number: signal.Signals) -> None:
+    before = signal.getsignal(number)
+    with _Signals() as signals:
+        signal.raise_signal(number)
+        assert signals.stopped
+    assert signal.getsignal(number) is before
+
+
+def test_a_signal_stops_the_scorer() -> None:
+    stops: list[str] = []
+    with _Signals() as signals:
+        signals.stop_with(lambda: stops.append("stop"))
+        assert not signals.stopped
+        signal.raise_signal(signal.SIGTERM)
+    assert stops == ["stop"]
 
 
 def test_the_figures_are_in_the_lines_that_end_and_accompany_a_run() -> None:
