@@ -23,6 +23,7 @@ from modelcast.errors import (
     ModelcastError,
     OffsetOutOfRangeError,
     TopicNotFoundError,
+    UsageError,
 )
 
 # How long an error of the connection explains a timeout: longer than any one call waits, short enough to forget a cause
@@ -41,7 +42,10 @@ class Meaning:
 _CREDENTIALS: Final = Meaning(
     AuthorizationError, "Check security.protocol, sasl.* and ssl.* in your client properties."
 )
-_ACL: Final = Meaning(AuthorizationError, "`modelcast acl` prints the ACLs each role needs.")
+_ACL: Final = Meaning(
+    AuthorizationError,
+    "The cluster's operators can allow it: kafka-acls.sh --bootstrap-server … --add --allow-principal User:…",
+)
 _FENCED: Final = Meaning(FencedError, "Another process holds this transactional id now; start over to take it back.")
 _REBALANCED: Final = Meaning(BrokerError, "The group was rebalanced meanwhile: go on from the committed offsets.")
 _TOO_LARGE: Final = Meaning(
@@ -81,6 +85,12 @@ _MEANINGS: Final[dict[int, Meaning]] = {
     KafkaError.MSG_SIZE_TOO_LARGE: _TOO_LARGE,
     KafkaError._MAX_POLL_EXCEEDED: Meaning(BrokerError, "Raise max.poll.interval.ms, or take smaller batches."),
     KafkaError._INVALID_ARG: Meaning(ConfigError, "The names are librdkafka's: see its CONFIGURATION.md."),
+    KafkaError.INVALID_REPLICATION_FACTOR: Meaning(
+        BrokerError, "Ask for no more replicas than there are brokers: --replication-factor of modelcast init."
+    ),
+    KafkaError.TOPIC_EXCEPTION: Meaning(
+        UsageError, "Use 1 to 249 letters, digits, '.', '_' and '-' as a topic's name."
+    ),
     KafkaError.POLICY_VIOLATION: Meaning(BrokerError, "The cluster's policy forbids it; ask its operators."),
 }
 

@@ -21,6 +21,7 @@ from modelcast.errors import (
     ModelcastError,
     OffsetOutOfRangeError,
     TopicNotFoundError,
+    UsageError,
 )
 from modelcast.kafka import KafkaLog
 from modelcast.kafka.faults import Faults
@@ -117,6 +118,14 @@ def test_refused_credentials_explain_the_timeout_they_cause() -> None:
 )
 def test_every_code_has_its_one_error(code: int, kind: type[ModelcastError]) -> None:
     assert type(Faults("h:1").explain(KafkaError(code), "can't")) is kind
+
+
+def test_a_topic_that_can_not_be_made_says_what_to_change(broker: LocalBroker) -> None:
+    with KafkaLog({"bootstrap.servers": broker.bootstrap_servers}) as log:
+        with pytest.raises(BrokerError, match="can't create topic 'wide'.*--replication-factor"):
+            log.create(TopicSpec("wide", 1, replication_factor=99))
+        with pytest.raises(UsageError, match="can't create topic 'not/this'.*letters, digits"):
+            log.create(TopicSpec("not/this", 1))
 
 
 def test_wrong_properties_are_the_callers_mistake() -> None:
