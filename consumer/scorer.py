@@ -36,16 +36,18 @@ from .instance import Instance, claim_instance
 from .loader import Loader
 from .loop import CLOSE_DRAIN_S, ScoringLoop
 from .observer import Observer
-from .reports import Report, ScorerStats, Started, Stopped, Warned
+from .reports import Report, ScorerStats, Started, Stopped, Waiting, Warned
 from .sampling import EventFieldsSource
 from .scoring import Scoring
-from .setup import prepare_topics
+from .setup import plan_topics
 
 # The broker's least by default. A killed scorer's partitions go to the others after it, unless it is back before.
 SESSION_TIMEOUT_MS = 6_000
 # A dead scorer's open transaction hides the offsets it was about to commit, for this and the broker's sweep of up to
 # 10 s: together below 20 s. A commit that takes longer is aborted and done again.
 TRANSACTION_TIMEOUT_MS = 6_000
+# A scorer may be started before its model's first publication; after this its name is taken for a mistake.
+UNKNOWN_MODEL_PATIENCE_S = 30.0
 # How long a first version may take to go live before `until_end` gives up: a large model on a slow disk.
 FIRST_VERSION_TIMEOUT_S = 300.0
 STOP_NOTICED_S = 0.5
@@ -153,8 +155,8 @@ class Scorer:
             The final figures.
 
         Raises:
-            NotFoundError: There is no repository, events topic, or version with the number asked for; with `until_end`
-                also: no such model, or no release.
+            NotFoundError: There is no repository, events topic, model (within `UNKNOWN_MODEL_PATIENCE_S`) or version of
+                the number asked for; with `until_end` also: no release.
             ModelRefusedError: With `until_end`: no version can be loaded.
             TopicConfigError: A topic would lose records or has too few partitions.
             OffsetOutOfRangeError: Retention deleted events that were not scored.
@@ -164,9 +166,11 @@ class Scorer:
         with ExitStack() as stack:
             log = stack.enter_context(self._connection.open_log())
             check_topics(log, self._connection.topics)
-            if self._until_end or self._ref.version is not None:
-                self._check_model(log)
-            partitions, warnings = prepare_topics(log, self._to)
+            plan = plan_topics(log, self._to)
+            self._check_model(log)
+            if self._stop.is_set():
+                return self.stats
+            plan.make(log)
             end = None
             if self._until_end:
                 end = EndOfTopic(log.begin_offsets(self._to.events), log.end_offsets(self._to.events, committed=False))
@@ -180,18 +184,28 @@ class Scorer:
                     group=self._group,
                     instance=instance.name,
                     guarantee=self._guarantee,
-                    partitions=partitions,
+                    partitions=plan.partitions,
                 )
             )
-            for warning in warnings:
+            for warning in plan.warnings:
                 self._report(Warned(warning))
-            return self._run_with(log, instance.name, partitions, end, stack)
+            return self._run_with(log, instance.name, plan.partitions, end, stack)
 
     def _check_model(self, log: GroupLog) -> None:
-        """Nothing is made, and nobody waits, for a model or version that was never there."""
+        """Nothing is made for a model or version that was never there; a first publication is waited for a while."""
         with closing(RegistryReader(log, self._connection.topics)) as reader:
             image = reader.catch_up(CATCH_UP_TIMEOUT_S)
-        if self._ref.version is not None or image.model(self._ref.model).champion is None:
+            if self._ref.model not in image.models and not self._until_end:
+                self._report(
+                    Waiting(f"nobody published {self._ref.model!r} yet: {UNKNOWN_MODEL_PATIENCE_S:g} s for it")
+                )
+                deadline = time.monotonic() + UNKNOWN_MODEL_PATIENCE_S
+                while self._ref.model not in image.models and time.monotonic() < deadline and not self._stop.is_set():
+                    image = reader.poll(STOP_NOTICED_S) or image
+                if self._stop.is_set():
+                    return
+        entry = image.model(self._ref.model)
+        if self._ref.version is not None or (self._until_end and entry.champion is None):
             image.resolve(self._ref)
 
     def _run_with(

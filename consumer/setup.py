@@ -10,6 +10,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from modelcast.errors import TopicConfigError, TopicNotFoundError
 from modelcast.log import Log, TopicSpec
 from modelcast.topics import KEEP_FOR_EVER
@@ -17,25 +19,37 @@ from modelcast.topics import KEEP_FOR_EVER
 from .commit import Destination
 
 
-def prepare_topics(log: Log, destination: Destination) -> tuple[int, tuple[str, ...]]:
-    """Checks a scorer's topics and makes the outputs that are missing.
+@dataclass(frozen=True, slots=True)
+class TopicPlan:
+    """What a scorer's topics come to: the partition count of the events, outputs to be made, warnings for the user."""
 
-    Returns:
-        The partition count of the events topic, and warnings for the user.
+    partitions: int
+    missing: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+    def make(self, log: Log) -> None:
+        """Makes the outputs that are missing. Raises BrokerError."""
+        for name in self.missing:
+            log.create(TopicSpec(name, self.partitions, configs=KEEP_FOR_EVER))
+
+
+def plan_topics(log: Log, destination: Destination) -> TopicPlan:
+    """Checks a scorer's topics; makes nothing.
 
     Raises:
         TopicNotFoundError: There is no events topic.
         TopicConfigError: An output topic has fewer partitions than the events topic, or is compacted.
-        BrokerError: Kafka did not answer, or will not create a topic.
+        BrokerError: Kafka did not answer.
     """
     partitions = _partitions(log, destination.events)
     existing = log.topics()
     outputs = (destination.predictions, destination.dead_letters)
     warnings = [_check_output(log, name, destination.events, partitions) for name in outputs if name in existing]
-    for name in outputs:
-        if name not in existing:
-            log.create(TopicSpec(name, partitions, configs=KEEP_FOR_EVER))
-    return partitions, tuple(warning for warning in warnings if warning is not None)
+    return TopicPlan(
+        partitions,
+        tuple(name for name in outputs if name not in existing),
+        tuple(warning for warning in warnings if warning is not None),
+    )
 
 
 def _check_output(log: Log, name: str, events: str, partitions: int) -> str | None:

@@ -11,6 +11,7 @@ from confluent_kafka import Consumer, Producer, TopicPartition
 
 from modelcast.config import Connection
 from modelcast.consumer import Scorer
+from modelcast.consumer import scorer as scorer_module
 from modelcast.consumer.reports import Refused, Report, Started, Stopped, Swapped, Waiting, Warned, WentLive
 from modelcast.dev.broker import LocalBroker
 from modelcast.errors import (
@@ -195,12 +196,13 @@ def test_events_wait_for_a_first_release_and_a_second_one_swaps_without_a_stop(s
 
 
 def test_a_version_the_first_events_can_not_feed_is_refused_though_the_topic_was_empty(stream: Stream) -> None:
+    stream.publish(0.5, release=False)
     scorer, reports = stream.scorer()
     with Running(scorer):
         wait_until(heard(reports, Waiting), "the scorer to wait")
         stream.send(2, value=b'{"amount": "many", "age": 1}')
         wait_until(lambda: scorer._observer is not None and scorer._observer._fields.known, "a look at the events")
-        stream.publish(0.5)
+        stream.writer.release("fraud", 1)
         wait_until(heard(reports, Refused), "the refusal")
     (refused,) = [report for report in reports if isinstance(report, Refused)]
     assert refused.reason == BindingError.reason
@@ -221,6 +223,17 @@ def test_until_end_with_a_model_nobody_published_says_so(stream: Stream) -> None
     scorer, _ = stream.scorer(until_end=True, model="nobody")
     with pytest.raises(ModelNotFoundError, match="nobody"):
         scorer.run()
+    assert stream.predictions not in stream.log.topics()
+
+
+def test_a_model_nobody_publishes_is_waited_for_a_while_and_then_not_found(
+    stream: Stream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scorer_module, "UNKNOWN_MODEL_PATIENCE_S", 0.3)
+    scorer, reports = stream.scorer(model="nobody")
+    with pytest.raises(ModelNotFoundError, match="nobody"):
+        scorer.run()
+    assert any("nobody published 'nobody' yet" in str(report) for report in reports)
     assert stream.predictions not in stream.log.topics()
 
 

@@ -20,7 +20,7 @@ from modelcast.consumer.commit import Destination
 from modelcast.consumer.end import EndOfTopic
 from modelcast.consumer.sampling import EventFieldsSource, event_fields, schema_kinds
 from modelcast.consumer.scoring import ModelFaultError, run_halving
-from modelcast.consumer.setup import prepare_topics
+from modelcast.consumer.setup import plan_topics
 from modelcast.errors import LoadError, TopicConfigError, TopicNotFoundError
 from modelcast.events.schemas import SchemaTopic
 from modelcast.log import LogRecord, TopicSpec
@@ -174,7 +174,10 @@ class TestTopics:
     def test_outputs_are_made_with_as_many_partitions_and_keep_records_for_ever(self) -> None:
         log = MemoryGroupLog()
         log.create(TopicSpec(TO.events, 3))
-        assert prepare_topics(log, TO) == (3, ())
+        plan = plan_topics(log, TO)
+        assert (plan.partitions, plan.missing, plan.warnings) == (3, (TO.predictions, TO.dead_letters), ())
+        assert set(log.topics()) == {TO.events}, "a plan makes nothing"
+        plan.make(log)
         for name in (TO.predictions, TO.dead_letters):
             made = log.describe(name)
             assert (made.partitions, made.configs["retention.ms"]) == (3, "-1")
@@ -182,7 +185,7 @@ class TestTopics:
     def test_a_missing_events_topic_is_named_and_nothing_is_made(self) -> None:
         log = MemoryGroupLog()
         with pytest.raises(TopicNotFoundError, match="no events topic 'events'"):
-            prepare_topics(log, TO)
+            plan_topics(log, TO)
         assert log.topics() == {}
 
     def test_an_output_with_fewer_partitions_is_refused_with_the_command_that_mends_it(self) -> None:
@@ -190,7 +193,7 @@ class TestTopics:
         log.create(TopicSpec(TO.events, 3))
         log.create(TopicSpec(TO.predictions, 2))
         with pytest.raises(TopicConfigError, match=r"'scores' has fewer.*\(2\).*--topic scores --partitions 3"):
-            prepare_topics(log, TO)
+            plan_topics(log, TO)
         assert TO.dead_letters not in log.topics()
 
     @pytest.mark.parametrize("policy", ["compact", "compact,delete"])
@@ -199,7 +202,7 @@ class TestTopics:
         log.create(TopicSpec(TO.events, 1))
         log.create(TopicSpec(TO.dead_letters, 1, configs={"cleanup.policy": policy}))
         with pytest.raises(TopicConfigError, match=f"'scores.dead-letters' has cleanup.policy={policy}.*mend it with"):
-            prepare_topics(log, TO)
+            plan_topics(log, TO)
         assert TO.predictions not in log.topics()
 
     def test_an_existing_output_that_would_delete_old_event_times_is_warned_of(self) -> None:
@@ -207,7 +210,7 @@ class TestTopics:
         log.create(TopicSpec(TO.events, 1))
         log.create(TopicSpec(TO.predictions, 1, configs={"retention.ms": "604800000"}))
         log.create(TopicSpec(TO.dead_letters, 1, configs={"retention.ms": "1500"}))
-        _, (warning, short) = prepare_topics(log, TO)
+        warning, short = plan_topics(log, TO).warnings
         assert "older than 1.5 s" in short
         assert "'scores' deletes what is older than 7 days" in warning
         assert "--add-config retention.ms=-1" in warning
