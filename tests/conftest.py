@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -9,6 +10,9 @@ import pytest
 
 from modelcast.dev.broker import LocalBroker
 from modelcast.testing.broker import local_broker, unique_name
+
+# Started in the background, a shell has its children ignore Ctrl-C, and theirs: tests of Ctrl-C would wait for ever.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 TESTS_WITH_A_BROKER = frozenset({"broker", "faults"})  # folders
 
