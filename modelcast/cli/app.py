@@ -67,7 +67,10 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode="rich",
     help="Publish trained models onto Kafka; hot-swap them into running applications; score events inline.",
-    epilog="Exit codes: 0 done, 1 internal, 2 usage, 3 broker, 4 not found, 5 refused, 6 gate, 7 fenced, 130 interrupted.",
+    epilog=(
+        "Exit codes: 0 done, 1 internal, 2 usage, 3 broker, 4 not found, 5 model refused, 6 gate, 7 fenced, "
+        "130 interrupted."
+    ),
 )
 
 
