@@ -29,7 +29,7 @@ lint: $(STAMP) ## Style
 types: $(STAMP) ## Types
 	$(PY) -m mypy
 
-check: lint types faults test ## Everything CI runs
+check: lint types test ## Everything CI runs
 
 bench: $(STAMP) ## Throughput against its peers
 	$(PY) -m benchmarks.stream --json

@@ -172,7 +172,7 @@ class ScoringLoop:
         messages = self._take()
         if messages:
             self._process(messages)
-        else:
+        elif self._rewind_at_s is None:  # else the position may be behind events that were dropped
             self._commit_markers()
         self._commit_acknowledged_now_and_then()
 

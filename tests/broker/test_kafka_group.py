@@ -128,6 +128,17 @@ def test_events_of_an_open_transaction_are_not_handed_out(log: KafkaLog, join: C
         assert numbers(member.consume(bool)) == [b"x"]
 
 
+def test_right_after_a_seek_the_position_is_where_it_went(log: KafkaLog, join: Callable[..., Member]) -> None:
+    topic = fresh(log)
+    put(log, topic, b"a", b"b", b"c")
+    member = join(topic)
+    member.consume(lambda read: len(read) == 3)
+    member.consumer.seek({0: 1})
+    assert member.consumer.positions([0]) == {0: 1}, "what was read before the seek is still to be read"
+    assert numbers(member.consume(lambda read: len(read) == 2)) == [b"b", b"c"]
+    assert member.consumer.positions([0]) == {0: 3}
+
+
 def test_seek_pause_and_resume(log: KafkaLog, join: Callable[..., Member]) -> None:
     topic = fresh(log)
     put(log, topic, b"a", b"b", b"c")

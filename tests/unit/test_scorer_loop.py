@@ -11,9 +11,11 @@ from hypothesis import strategies as st
 from modelcast.avro import Schema
 from modelcast.consumer import loop as loop_module
 from modelcast.consumer.batches import BatchSizer
+from modelcast.consumer.loop import ScoringLoop
 from modelcast.consumer.scoring import MODEL_FAULT_ROWS
 from modelcast.errors import BrokerError, FencedError
 from modelcast.events.schemas import SchemaTopic
+from modelcast.group import Message
 from modelcast.testing.group import CommitFault
 
 from .control_rig import wait_until
@@ -255,6 +257,22 @@ def test_a_broker_away_while_a_schema_is_described_is_waited_for(monkeypatch: py
     assert scorer.error is None
     assert any("no broker answers" in (reason or "") for reason in scorer.heard.waiting)
     assert sources(rig) == expected(rig, 5)
+
+
+def test_events_dropped_in_a_rebalance_are_not_committed_as_markers(monkeypatch: pytest.MonkeyPatch) -> None:
+    consume, changed = ScoringLoop._consume, iter([True])
+
+    def consume_across_a_rebalance(loop: ScoringLoop, count: int, timeout_s: float) -> list[Message]:
+        if count > 1 and next(changed, False):
+            loop._assignment.assigned([0])  # as the client calls it: a batch's first event is taken, the others come
+        return consume(loop, count, timeout_s)
+
+    monkeypatch.setattr(ScoringLoop, "_consume", consume_across_a_rebalance)
+    rig = Rig()
+    rig.send(range(100))
+    scorer = score_all(rig, FunctionServable(1))
+    assert scorer.error is None
+    assert sources(rig) == expected(rig, 100)
 
 
 def test_stop_leaves_nothing_half_done() -> None:
