@@ -20,9 +20,10 @@ TIMEOUT_MS = 10_000
 
 
 def fresh(log: Log, partitions: int = 1, **configs: str) -> str:
-    """A new topic of its own."""
+    """A new topic of its own, which keeps records of any time unless `configs` say otherwise."""
     name = f"contract-{uuid4().hex[:12]}"
-    assert log.create(TopicSpec(name, partitions, configs={key.replace("_", "."): configs[key] for key in configs}))
+    wanted = {"retention.ms": "-1"} | {key.replace("_", "."): configs[key] for key in configs}
+    assert log.create(TopicSpec(name, partitions, configs=wanted))
     return name
 
 

@@ -165,7 +165,7 @@ def test_tail_for_people_is_a_line_a_record_and_harmless(
     shell: Shell, log: Log, fresh_topic: Callable[..., str]
 ) -> None:
     topic = fresh_topic("events")
-    log.create(TopicSpec(topic, 1))
+    log.create(TopicSpec(topic, 1, configs={"retention.ms": "-1"}))  # the times are of long ago
     writer = log.writer()
     writer.send(topic, key=b"\x1b[2J", value='{"a": "\x9b[red]"}'.encode(), timestamp_ms=1356998400000)
     writer.flush(10)
@@ -178,7 +178,7 @@ def test_tail_follows_until_it_is_interrupted(
     shell: Shell, csv: str, log: Log, fresh_topic: Callable[..., str]
 ) -> None:
     topic = fresh_topic("events")
-    log.create(TopicSpec(topic, 1))
+    log.create(TopicSpec(topic, 1, configs={"retention.ms": "-1"}))  # the times are of long ago
     tail = subprocess.Popen(shell.line("tail", topic, "--from-beginning", "--json"), stdout=subprocess.PIPE, text=True)
     assert tail.stdout is not None
     try:
