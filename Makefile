@@ -6,6 +6,8 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 VENV := .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
+# What the tests need of the package's extras; XGBoost comes without its gigabyte for GPUs, PyTorch not at all.
+EXTRAS := demo hf lightgbm mlflow signing store
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test faults lint types check bench lock clean python-complete
@@ -37,7 +39,7 @@ bench: $(STAMP) ## Throughput against its peers
 lock: $(STAMP) ## Pin every dependency anew, with hashes
 	$(PY) -m pip install --quiet uv
 	$(PY) -m uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
-	  --no-header --upgrade --extra demo --group test --group lint pyproject.toml -o requirements/dev.txt
+	  --no-header --upgrade $(foreach e,$(EXTRAS),--extra $(e)) --group test --group lint pyproject.toml -o requirements/dev.txt
 
 python-complete:
 	@$(PYTHON) .ci/check_python.py

@@ -95,8 +95,8 @@ class Stage:
 
     def _fetch_graph(self) -> Path:
         # The naive loop runs the very file that was published.
-        from modelcast.consumer.cache import Cache
-        from modelcast.consumer.fetch import Fetcher
+        from modelcast.files.cache import Cache
+        from modelcast.files.fetch import Fetcher
 
         reader = RegistryReader(self.log, self.connection.topics)
         record = reader.catch_up(CATCH_UP_TIMEOUT_S).models[workload.MODEL].versions[1]

@@ -28,6 +28,8 @@ import numpy as np
 
 from modelcast import golden, graph, runtime
 from modelcast.errors import GoldenError, LoadError, StructureError
+from modelcast.files.cache import Cache
+from modelcast.files.fetch import Fetcher, Progress
 from modelcast.folders import state_folder
 from modelcast.golden import Examples
 from modelcast.log import Log
@@ -37,8 +39,6 @@ from modelcast.runtime import Array
 from modelcast.topics import Topics
 
 from .binding import Binding, EventFields
-from .cache import Cache
-from .fetch import Fetcher, Progress
 from .probe import Trial, TrialRunner
 from .quarantine import Quarantine
 from .servable import LoadReport, Servable

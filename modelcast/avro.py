@@ -93,8 +93,8 @@ class Schema:
         self._write(buffer, datum)
         return buffer.getvalue()
 
-    def decode(self, data: bytes, *, start: int = 0) -> Any:
-        """Decodes the datum in `data[start:]`.
+    def decode(self, data: bytes, *, start: int = 0, reader: Schema | None = None) -> Any:
+        """Decodes the datum in `data[start:]`, resolved to the schema `reader` if one is given.
 
         Raises:
             WireError: Not a datum of this schema, or bytes stand behind it.
@@ -102,7 +102,7 @@ class Schema:
         buffer = io.BytesIO(data)
         buffer.seek(start)
         try:
-            datum = fastavro.schemaless_reader(buffer, self.parsed, None)
+            datum = fastavro.schemaless_reader(buffer, self.parsed, None if reader is None else reader.parsed)
         except Exception as error:  # fastavro raises whatever its C code met: EOFError, IndexError, MemoryError, …
             raise WireError(f"not a datum of this Avro schema: {type(error).__name__}: {error}") from error
         if buffer.tell() != len(data):

@@ -14,7 +14,7 @@ from dataclasses import asdict
 from typing import Any, TypeVar
 
 from modelcast import schemas
-from modelcast.avro import FRAME_BYTES, Schema
+from modelcast.avro import FRAME_BYTES, fingerprint_of
 from modelcast.digest import is_digest
 from modelcast.errors import UsageError, WireError
 from modelcast.names import check_model_name
@@ -50,6 +50,7 @@ MAX_MODEL_BYTES = 1 << 42
 # A record can't be larger than the default limit of a broker, so neither can a chunk.
 MAX_CHUNK_BYTES = 1_000_000
 MAX_FIELDS = 100_000
+MAX_STORE_CHARS = 2_000
 
 _PAYLOAD_TYPES: dict[type[Payload], str] = {
     RepositoryIdentity: "application/vnd.modelcast.repository+avro",
@@ -89,7 +90,7 @@ def encode_envelope(envelope: Envelope) -> bytes:
 
 def decode_envelope(data: bytes) -> Envelope:
     """A registry value as an envelope, its payload unread. Raises WireError."""
-    datum = _read(schemas.load("envelope"), data)
+    datum = _read("envelope", data)
     return Envelope(
         payload_type=datum["payload_type"],
         payload=datum["payload"],
@@ -105,7 +106,7 @@ def encode_status(status: InstanceStatus) -> bytes:
 
 def decode_status(data: bytes) -> InstanceStatus:
     """A value of the status topic. Raises WireError."""
-    datum = _read(schemas.load("instance_status"), data)
+    datum = _read("instance_status", data)
     models = tuple(
         ModelStatus(
             **{
@@ -134,17 +135,17 @@ def _encode_payload(payload: Payload) -> bytes:
 
 
 def _decode_repository(data: bytes) -> RepositoryIdentity:
-    return RepositoryIdentity(**_read(schemas.load("repository"), data))
+    return RepositoryIdentity(**_read("repository", data))
 
 
 def _decode_withdrawn(data: bytes) -> Withdrawn:
-    withdrawn = Withdrawn(**_read(schemas.load("withdrawn"), data))
+    withdrawn = Withdrawn(**_read("withdrawn", data))
     _check_scope(withdrawn.model, withdrawn.version)
     return withdrawn
 
 
 def _decode_release(data: bytes) -> Release:
-    release = Release(**_read(schemas.load("release"), data))
+    release = Release(**_read("release", data))
     _check_scope(release.model, release.version)
     _require(release.sequence >= 1, f"release sequence {release.sequence}")
     _require(release.restores is None or 1 <= release.restores < release.sequence, f"restores {release.restores}")
@@ -152,12 +153,13 @@ def _decode_release(data: bytes) -> Release:
 
 
 def _decode_manifest(data: bytes) -> Manifest:
-    datum = _read(schemas.load("manifest"), data)
+    datum = _read("manifest", data)
     inputs, outputs = datum.pop("inputs"), datum.pop("outputs")
     manifest = Manifest(
         **{
             **datum,
             "files": tuple(FileEntry(**entry) for entry in datum["files"]),
+            "gates": tuple(datum["gates"]),
             "tolerance": Tolerance(**datum["tolerance"]),
             "probe": None if datum["probe"] is None else LoadProbe(**datum["probe"]),
             "signature": Signature(
@@ -178,6 +180,7 @@ def _check_manifest(manifest: Manifest) -> None:
     _check_scope(manifest.model, manifest.version)
     _require(1 <= manifest.chunk_bytes <= MAX_CHUNK_BYTES, f"chunk size {manifest.chunk_bytes}")
     _require(1 <= len(manifest.files) <= MAX_FILES, f"{len(manifest.files)} files")
+    _require(manifest.store is None or len(manifest.store) <= MAX_STORE_CHARS, "a store's URL too long")
     _require(len(manifest.signature.fields) <= MAX_FIELDS, f"{len(manifest.signature.fields)} fields")
     paths = [entry.path for entry in manifest.files]
     _require(len(set(paths)) == len(paths), "a path twice")
@@ -201,7 +204,11 @@ def _require(condition: bool, declared: str) -> None:
         raise WireError(f"declares {declared}, which is out of bounds")
 
 
-def _read(schema: Schema, data: bytes) -> Any:
-    if not data.startswith(schema.frame):
-        raise WireError(f"not a {schema.definition['name']} record of this version of modelcast")
-    return schema.decode(data, start=FRAME_BYTES)
+def _read(name: str, data: bytes) -> Any:
+    today = schemas.load(name)
+    for schema in schemas.versions(name):
+        if data.startswith(schema.frame):
+            return schema.decode(data, start=FRAME_BYTES, reader=None if schema is today else today)
+    if fingerprint_of(data) is not None:
+        raise WireError(f"not a {name} record, or one written by a newer modelcast")
+    raise WireError(f"not a {name} record")

@@ -32,6 +32,7 @@ class DType(StrEnum):
     INT32 = "int32"
     BOOL = "bool"
     STRING = "string"
+    UINT8 = "uint8"
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +128,9 @@ class Manifest:
         chunk_bytes: Size of every chunk of every file but the last of each.
         opsets: Operator set versions the graph imports, by domain ("" is ONNX's own).
         frameworks: What trained and converted it, as package -> version.
-        metrics: What the publisher stated, e.g. {"auc": 0.91}.
+        metrics: What the publisher stated or measured, e.g. {"auc": 0.91}.
+        gates: Requirements it met when it was published, with what was measured.
+        store: URL under which the files lie by their digests; None where they are chunks on the blobs topic.
     """
 
     repository: str
@@ -145,6 +148,8 @@ class Manifest:
     probe: LoadProbe | None = None
     frameworks: Mapping[str, str] = field(default_factory=dict)
     metrics: Mapping[str, float] = field(default_factory=dict)
+    gates: tuple[str, ...] = ()
+    store: str | None = None
 
     @property
     def id(self) -> ModelVersion:

@@ -11,10 +11,10 @@ from random import Random
 import pytest
 
 from modelcast import digest
-from modelcast.consumer.cache import Cache
-from modelcast.consumer.fetch import Fetcher
 from modelcast.dev.broker import LocalBroker
 from modelcast.errors import IntegrityError
+from modelcast.files.cache import Cache
+from modelcast.files.fetch import Fetcher
 from modelcast.kafka import KafkaLog
 from modelcast.log import Log
 from modelcast.records import ChunkHint, FileEntry, Manifest, Signature

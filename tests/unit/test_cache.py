@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from modelcast import digest
-from modelcast.consumer.cache import Cache
 from modelcast.errors import CacheError, StructureError
+from modelcast.files.cache import Cache
 from modelcast.records import FileEntry
 
 GRAPH = b"graph" * 100
@@ -145,7 +145,7 @@ def test_views_of_dead_processes_are_removed_and_those_of_living_ones_are_not(ca
     file = put(cache, "model.onnx", GRAPH)
     view, _ = cache.view([file])
     child = (
-        "import sys; from pathlib import Path; from modelcast.consumer.cache import Cache;"
+        "import sys; from pathlib import Path; from modelcast.files.cache import Cache;"
         "from modelcast.records import FileEntry;"
         f"view, bad = Cache(Path({str(cache.root)!r})).view([FileEntry('model.onnx', {file.size}, {file.digest!r})]);"
         "print(view, flush=True); import os; os._exit(0)"

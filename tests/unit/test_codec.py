@@ -147,7 +147,7 @@ def test_the_payload_type_is_part_of_what_is_read() -> None:
     sealed = codec.seal(manifest(1))
     with pytest.raises(WireError, match="not known"):
         codec.unseal(replace(sealed, payload_type="application/json"))
-    with pytest.raises(WireError, match="not a Release record"):
+    with pytest.raises(WireError, match="not a release record"):
         codec.unseal(replace(sealed, payload_type="application/vnd.modelcast.release+avro"))
 
 

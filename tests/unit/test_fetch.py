@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 
 from modelcast import digest
 from modelcast.blobs import chunk_count
-from modelcast.consumer.cache import Cache
-from modelcast.consumer.fetch import Fetcher
 from modelcast.errors import BrokerError, CacheError, IntegrityError, StructureError
+from modelcast.files.cache import Cache
+from modelcast.files.fetch import Fetcher
 from modelcast.log import LogReader
 from modelcast.records import ChunkHint, FileEntry, Manifest, Signature
 from modelcast.registry.image import VersionRecord

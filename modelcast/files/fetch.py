@@ -24,12 +24,11 @@ from pathlib import Path
 
 from modelcast.blobs import FileAssembly, check_path
 from modelcast.errors import BrokerError, IntegrityError, OffsetOutOfRangeError, StructureError
+from modelcast.files.cache import Cache, explained
 from modelcast.log import BEGINNING, Log, LogReader, LogRecord
 from modelcast.records import ChunkHint, FileEntry, Manifest
 from modelcast.registry.image import VersionRecord
 from modelcast.topics import ChunkKey, Topics, blob_partition
-
-from .cache import Cache, explained
 
 # A broker's failover takes seconds; a partition without a leader for longer is reported, and the load tried again.
 STALL_S = 30.0
