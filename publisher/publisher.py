@@ -20,7 +20,8 @@ from modelcast.names import check_model_name
 from modelcast.records import Release
 from modelcast.registry.repository import check_topics
 
-from .session import Published, RegistryWriter
+from .published import Published
+from .session import RegistryWriter
 from .upload import Progress
 
 if TYPE_CHECKING:

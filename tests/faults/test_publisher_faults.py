@@ -23,8 +23,9 @@ from modelcast.dev.broker import LocalBroker
 from modelcast.errors import BrokerError
 from modelcast.kafka import KafkaLog
 from modelcast.log import TopicSpec
+from modelcast.publisher.hold import TRANSACTION_TIMEOUT_MS
 from modelcast.publisher.prepare import PreparedModel, prepare
-from modelcast.publisher.session import TRANSACTION_TIMEOUT_MS, RegistryWriter
+from modelcast.publisher.session import RegistryWriter
 from modelcast.publisher.upload import CHUNK_BYTES
 from modelcast.registry.repository import CATCH_UP_TIMEOUT_S, init
 from modelcast.topics import Topics, blob_partition
@@ -355,7 +356,7 @@ def test_f42_a_transaction_that_a_dead_publisher_of_another_model_left_is_waited
 def test_f42_a_transaction_that_stays_open_ends_the_wait_with_an_error_and_nothing_half_done(
     publishers: Publishers, log: KafkaLog, model: PreparedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("modelcast.publisher.session.CATCH_UP_TIMEOUT_S", 1.0)
+    monkeypatch.setattr("modelcast.publisher.hold.CATCH_UP_TIMEOUT_S", 1.0)
     topics = publishers.topics
     with closing(log.transactional_writer(topics.publisher_id("spam"), timeout_ms=60_000)) as spam:
         spam.begin()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import threading
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,8 @@ from modelcast.errors import (
     VersionNotFoundError,
 )
 from modelcast.log import BEGINNING, TopicSpec
-from modelcast.publisher.session import MAX_ATTEMPTS, Author, ModelHold, RegistryWriter
+from modelcast.publisher.hold import MAX_ATTEMPTS, Author, ModelHold
+from modelcast.publisher.session import RegistryWriter
 from modelcast.publisher.upload import CHUNK_BYTES
 from modelcast.registry.image import RegistryImage, VersionRecord
 from modelcast.registry.reader import RegistryReader
@@ -256,12 +258,13 @@ def test_whoever_is_fenced_for_ever_is_told_and_leaves_nothing(
     holds: list[ModelHold] = []
 
     def rival(*_: object) -> None:
-        holds.append(ModelHold(log, TOPICS, "fraud"))
+        with closing(RegistryReader(log, TOPICS)) as reader:
+            holds.append(ModelHold(log, TOPICS, "fraud", reader))
 
     with pytest.raises(FencedError, match=f"{MAX_ATTEMPTS} times"):
         registry.publish("fraud", model, release=True, progress=rival)
-    # Chunks known from an attempt are found by the next, so each attempt met the rival once.
-    assert len(holds) == MAX_ATTEMPTS
+    # The first attempt sent the file, which is progress; the others found it there, and each met the rival once.
+    assert len(holds) == 1 + MAX_ATTEMPTS
     assert image(log).models == {}
 
 
