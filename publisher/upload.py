@@ -186,6 +186,12 @@ class _Sender:
         self._writer.close()
 
 
+def missing(files: tuple[FileEntry, ...], entry: ModelEntry, *, resend: bool = False) -> tuple[FileEntry, ...]:
+    """The files that no live version of the model has, one of each digest."""
+    known = {} if resend else _hints_of(entry)
+    return tuple({e.digest: e for e in files if e.digest not in known}.values())
+
+
 def _hints_of(entry: ModelEntry) -> dict[str, ChunkHint]:
     """Files that live versions of the model have, with where they lie."""
     known: dict[str, ChunkHint] = {}
