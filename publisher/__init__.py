@@ -1,6 +1,6 @@
 """The training side: publish models onto the log, release them, roll back."""
 
+from .published import Published
 from .publisher import ModelPublisher
-from .session import Published
 
 __all__ = ["ModelPublisher", "Published"]

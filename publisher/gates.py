@@ -160,7 +160,8 @@ def judge(
         GateError: At least one is not met; the message lists all of them.
     """
     for requirement in requirements:
-        _check_known(requirement, metrics, champion, missing or {})
+        check_known(requirement, metrics, missing)
+        _check_champion(requirement, champion)
     judged = [_judge(requirement, metrics[requirement.metric], champion) for requirement in requirements]
     failed = sum(not met for met, _ in judged)
     if failed:
@@ -174,24 +175,32 @@ def judge(
     return tuple(text for _, text in judged)
 
 
-def _check_known(
-    requirement: Requirement, metrics: Mapping[str, float], champion: Champion, missing: Mapping[str, str]
+def check_known(
+    requirement: Requirement, metrics: Mapping[str, float], missing: Mapping[str, str] | None = None
 ) -> None:
+    """Raises UsageError if a requirement is on none of these metrics; `missing` as for `judge`."""
     name = requirement.metric
-    if name not in metrics:
-        known = ", ".join(sorted(metrics))
-        raise UsageError(
-            f"requirement '{requirement}' is on {name!r}, which was neither stated nor measured"
-            + (f": {missing[name]}" if name in missing else ""),
-            hint=f"State it with --metric {name}=VALUE, or measure it with --evaluate DATA --label COLUMN; "
-            f"known are {known}.",
-        )
-    if requirement.is_relative and champion.id is not None and name not in champion.metrics:
-        raise UsageError(
-            f"requirement '{requirement}' needs {name!r} of the champion, and {champion.id} has none"
-            + (f": {champion.missing[name]}" if name in champion.missing else " in its manifest"),
-            hint="Measure both on the same rows with --evaluate DATA --label COLUMN.",
-        )
+    if name in metrics:
+        return
+    because = (missing or {}).get(name)
+    raise UsageError(
+        f"requirement '{requirement}' is on {name!r}, which was neither stated nor measured"
+        + (f": {because}" if because else ""),
+        hint=f"State it with --metric {name}=VALUE, or measure it with --evaluate DATA --label COLUMN; "
+        f"known are {', '.join(sorted(metrics))}.",
+    )
+
+
+def _check_champion(requirement: Requirement, champion: Champion) -> None:
+    name = requirement.metric
+    if not requirement.is_relative or champion.id is None or name in champion.metrics:
+        return
+    because = champion.missing.get(name)
+    raise UsageError(
+        f"requirement '{requirement}' needs {name!r} of the champion, and {champion.id} has none"
+        + (f": {because}" if because else " in its manifest"),
+        hint="Measure both on the same rows with --evaluate DATA --label COLUMN.",
+    )
 
 
 def _judge(requirement: Requirement, value: float, champion: Champion) -> tuple[bool, str]:

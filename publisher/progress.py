@@ -1,7 +1,7 @@
 """How far a publication is, drawn by rich on a terminal or in a notebook; one display for Python and command line.
 
 with PublishProgress() as shown:
-    registry.publish(…, on_step=shown.step, on_progress=shown.bytes)
+    registry.publish(…, on_step=shown.step, on_progress=shown.moved)
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class PublishProgress:
             self._console.print(f"{escape(name)} …")
         self._bar.update(self._task, description=escape(name))
 
-    def bytes(self, _: str, done: int, total: int) -> None:
+    def moved(self, _: str, done: int, total: int) -> None:
         """So many bytes of a step's total are done; may be called from any thread."""
         self._bar.update(self._task, completed=done, total=total)
 

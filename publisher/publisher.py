@@ -1,18 +1,21 @@
 """ModelPublisher: publish, release and roll back from Python.
 
 with ModelPublisher() as publisher:
-    published = publisher.publish("fraud", pipeline, examples=frame, metrics={"auc": 0.91}, release=True)
+    published = publisher.publish(
+        "fraud", pipeline, examples=frame, metrics={"auc": 0.91}, require=["auc>=champion-0.01"], release=True
+    )
     print(published.manifest.version, published.bytes_sent)
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, ParamSpec, Self
 
 from modelcast.config import Connection
 from modelcast.errors import UsageError
@@ -20,6 +23,8 @@ from modelcast.names import check_model_name
 from modelcast.records import Release
 from modelcast.registry.repository import check_topics
 
+from .gatekeeper import Gatekeeper
+from .progress import PublishProgress
 from .published import Published
 from .session import RegistryWriter
 from .upload import Progress
@@ -27,6 +32,8 @@ from .upload import Progress
 if TYPE_CHECKING:
     from .examples import ExamplesSource
     from .sources import Source
+
+P = ParamSpec("P")
 
 
 class ModelPublisher:
@@ -81,9 +88,12 @@ class ModelPublisher:
         examples: ExamplesSource,
         fields: Sequence[str] | None = None,
         metrics: Mapping[str, float] | None = None,
+        require: Sequence[str] = (),
         message: str = "",
         release: bool = False,
         resend: bool = False,
+        dry_run: bool = False,
+        progress: bool = False,
         on_step: Callable[[str], None] | None = None,
         on_progress: Progress | None = None,
     ) -> Published:
@@ -97,15 +107,20 @@ class ModelPublisher:
                 input (dict of arrays, path of `.npz`). They become the golden examples.
             fields: The event fields, in order, that make up a single matrix input.
             metrics: What you measured, e.g. {"auc": 0.91}.
+            require: What has to hold, or nothing is published: `auc>=0.8`, `auc>=champion-0.01`, `load_ms<500`; see
+                `modelcast.publisher.gates`.
             message: Words for the history.
             release: Whether this version goes live.
             resend: Sends files that live versions have too, which mends damaged chunks of all of them.
+            dry_run: Does everything but the writing; the result says what would be written.
+            progress: Draws how far it is, on a terminal or in a notebook.
             on_step: Told each step's name as it starts.
             on_progress: Told (phase, bytes done, bytes in all) during the upload.
 
         Raises:
             UsageError: The name, source or examples can't be used.
             ModelRefusedError: The model failed a check; nothing was published.
+            GateError: A requirement was not met; nothing was published.
             FencedError: Other publishers of this model took over again and again.
             BrokerError: Kafka is not there, or refused.
         """
@@ -117,10 +132,18 @@ class ModelPublisher:
                 raise UsageError(f"a metric without a name has the value {value!r}", hint="Write name=value.")
             if not math.isfinite(value):
                 raise UsageError(f"metric {name!r} is {value}, which compares with nothing", hint="Leave it out.")
-        with tempfile.TemporaryDirectory(prefix="modelcast-") as folder:
-            prepared = prepare(source, examples, fields=fields, directory=Path(folder), progress=on_step)
-            if on_step is not None:
-                on_step("upload")
+        gatekeeper = Gatekeeper(require, metrics or {})
+        with contextlib.ExitStack() as stack:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="modelcast-")))
+            shown = stack.enter_context(PublishProgress()) if progress else None
+            tell = _each(on_step, shown.step if shown else None)
+            prepared = prepare(source, examples, fields=fields, directory=folder, progress=tell)
+            gatekeeper.admit(prepared)
+            if dry_run:
+                return self._registry.rehearse(
+                    model, prepared, release=release, message=message, metrics=metrics, resend=resend, gate=gatekeeper
+                )
+            tell("upload")
             return self._registry.publish(
                 model,
                 prepared,
@@ -128,7 +151,8 @@ class ModelPublisher:
                 message=message,
                 metrics=metrics,
                 resend=resend,
-                progress=on_progress,
+                progress=_each(on_progress, shown.moved if shown else None),
+                gate=gatekeeper,
             )
 
     def release(self, model: str, version: int, *, message: str = "") -> Release:
@@ -149,3 +173,14 @@ class ModelPublisher:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _each(*listeners: Callable[P, None] | None) -> Callable[P, None]:
+    """Tells all of them."""
+
+    def tell(*args: P.args, **kwargs: P.kwargs) -> None:
+        for listener in listeners:
+            if listener is not None:
+                listener(*args, **kwargs)
+
+    return tell

@@ -1,0 +1,103 @@
+"""`publish`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+
+from modelcast.cli.options import CommandContext, connected
+from modelcast.errors import UsageError
+
+from .progress import PublishProgress
+from .published import Published
+from .publisher import ModelPublisher
+
+
+@connected
+def publish(
+    context: CommandContext,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The model.")],
+    source: Annotated[Path, typer.Argument(metavar="SOURCE", help="A .onnx file, or a .joblib file of scikit-learn.")],
+    examples: Annotated[
+        Path | None,
+        typer.Option(help="Rows by field name (JSONL, CSV, Parquet) or arrays by input name (.npz). Required."),
+    ] = None,
+    fields: Annotated[
+        str | None, typer.Option(metavar="a,b,c", help="Event fields, in order, of a model's single matrix input.")
+    ] = None,
+    metric: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="A measured value. Repeatable.")] = None,
+    require: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="METRIC>=LIMIT",
+            help="Publish only if this holds: 'auc>=0.8', 'auc>=champion-0.01', 'load_ms<500'. Repeatable.",
+        ),
+    ] = None,
+    message: Annotated[str, typer.Option("--message", help="Words for the history.")] = "",
+    release: Annotated[bool, typer.Option("--release", help="Make this version live.")] = False,
+    resend: Annotated[
+        bool, typer.Option("--resend", help="Send unchanged files too: mends chunks damaged on the topic.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Do everything but the writing, and say what would be written.")
+    ] = False,
+) -> None:
+    """Check, try and publish a model as its next version.
+
+    The model is tried on the examples in a limited child process first; if anything is wrong, or a requirement is not
+    met, nothing is published. Unpickling a .joblib file runs its code: publish only what you trust.
+    """
+    if examples is None:
+        raise UsageError(
+            "no examples were given",
+            hint="Name a file of rows or arrays the model can be tried on: --examples FILE (JSONL, CSV, Parquet, .npz)",
+        )
+    output = context.output
+    with ModelPublisher.connect(context.connection) as publisher, PublishProgress(output.stderr) as shown:
+        published = publisher.publish(
+            name,
+            source,
+            examples=examples,
+            fields=None if fields is None else [field.strip() for field in fields.split(",")],
+            metrics=dict(_metric(text) for text in metric or ()),
+            require=require or (),
+            message=message,
+            release=release,
+            resend=resend,
+            dry_run=dry_run,
+            on_step=shown.step,
+            on_progress=shown.moved,
+        )
+    output.result(published.as_dict(), _text(published))
+    if published.release is None and not dry_run:
+        command = f"modelcast release {published.manifest.model} {published.manifest.version}"
+        output.say(f"Nothing goes live until it is released: [bold]{command}[/bold]")
+
+
+def _text(published: Published) -> str:
+    name = f"[bold]{escape(str(published.manifest.id))}[/bold]"
+    if published.dry_run:
+        live = " and released" if published.release else ""
+        lines = [f"Would be published as {name}{live}; nothing was written"]
+        sent = f"at most {published.bytes_sent:,} of {published.bytes_total:,} bytes would be sent"
+    else:
+        lines = [f"Published {name}{', [green]released[/green]' if published.release else ''}"]
+        sent = f"{published.bytes_sent:,} of {published.bytes_total:,} bytes sent"
+    lines += [published.manifest.digest, sent]
+    if published.metrics:
+        lines.append(escape(" ".join(f"{name}={value:g}" for name, value in sorted(published.metrics.items()))))
+    lines += [f"required: {escape(gate)}" for gate in published.gates]
+    return "\n  ".join(lines)
+
+
+def _metric(text: str) -> tuple[str, float]:
+    name, equals, value = text.partition("=")
+    try:
+        if not equals or not name.strip():
+            raise ValueError
+        return name.strip(), float(value)
+    except ValueError:
+        raise UsageError(f"--metric {text!r} is not KEY=NUMBER", hint="Write e.g. --metric auc=0.91") from None
