@@ -22,7 +22,7 @@ from modelcast.errors import ExitCode, ModelcastError
 # Command -> module and function (or typer app) that implements it, in the order of the help page.
 COMMANDS = {
     "init": "modelcast.publisher.cli:init",
-    "publish": "modelcast.publisher.cli:publish",
+    "publish": "modelcast.publisher.publish_cli:publish",
     "release": "modelcast.publisher.cli:release",
     "rollback": "modelcast.publisher.cli:rollback",
     "models": "modelcast.registry.cli:models",
