@@ -29,14 +29,15 @@ def scan(
     Args:
         starts: First offset by partition, or `log.BEGINNING`.
         ends: One past the last offset by partition; extra partitions are ignored.
-        timeout_s: Longest time without the scan being finished.
+        timeout_s: Longest time without getting any further; a topic of many gigabytes takes as long as it takes.
 
     Raises:
-        BrokerError: An end was not reached in time.
+        BrokerError: An end was not reached, and nothing came for `timeout_s`.
     """
     waiting = {partition for partition, start in starts.items() if start < ends[partition]}
     if not waiting:
         return
+    reached: Mapping[int, int] = {}
     deadline = clock() + timeout_s
     reader = log.reader(topic, {partition: starts[partition] for partition in waiting}, committed=committed)
     try:
@@ -44,10 +45,14 @@ def scan(
             for record in reader.poll(_STEP_S):
                 if record.offset < ends[record.partition]:
                     yield record
-            waiting = {partition for partition in waiting if reader.position(partition) < ends[partition]}
-            if waiting and clock() >= deadline:
+            positions = {partition: reader.position(partition) for partition in waiting}
+            waiting = {partition for partition in waiting if positions[partition] < ends[partition]}
+            if positions != reached:
+                reached, deadline = positions, clock() + timeout_s
+            elif clock() >= deadline:
                 raise BrokerError(
-                    f"topic {topic!r} could not be read to its end in {timeout_s:g} s (partitions {sorted(waiting)})",
+                    f"topic {topic!r} could not be read to its end: nothing came of partitions {sorted(waiting)} "
+                    f"for {timeout_s:g} s",
                     hint="The broker may be slow, or a transaction may be open; try again in a minute.",
                 )
     finally:
