@@ -40,10 +40,11 @@ from modelcast.records import (
 
 from . import examples as examples_of
 from . import parity, smoke, sources, tree
-from . import sklearn as estimators
+from .candidate import Candidate
+from .convert import converters
 from .examples import ExamplesSource, Rows
 from .smoke import SmokeLimits
-from .sources import Candidate, Source
+from .sources import Source
 
 Array = npt.NDArray[Any]
 
@@ -132,12 +133,12 @@ def _prepare(
         return _try(loaded, rows, fields, directory, limits, tell)
     tell("convert")
     try:
-        return _try(estimators.convert(loaded, rows, fields), rows, fields, directory, limits, tell)
+        return _try(converters.convert(loaded, rows, fields), rows, fields, directory, limits, tell)
     except ParityError as error:
         tell("convert with float64, because float32 does not agree with the original")
         _clear(directory, keep)
         try:
-            return _try(estimators.convert(loaded, rows, fields, precise=True), rows, fields, directory, limits, tell)
+            return _try(converters.convert(loaded, rows, fields, precise=True), rows, fields, directory, limits, tell)
         except ModelRefusedError:
             raise error from None  # of the two the one about the graph that everybody would get
 

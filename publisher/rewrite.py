@@ -69,12 +69,14 @@ def join_columns(graph: onnx.GraphProto, kinds: Mapping[str, str], to: int) -> N
 def narrow_trees(graph: onnx.GraphProto) -> None:
     """Makes tree ensembles of a float64 graph compare float32, as scikit-learn's trees do.
 
-    A runtime compares float64 values with float32 thresholds otherwise. What the trees give is float32 too.
+    A runtime compares float64 values with float32 thresholds otherwise. What the trees give is float32 too. Trees whose
+    thresholds are float64 are left as they are.
     """
     nodes = list(graph.node)
     del graph.node[:]
     for node in nodes:
-        if node.op_type.startswith("TreeEnsemble"):
+        double = any(attribute.name == "nodes_values_as_tensor" for attribute in node.attribute)
+        if node.op_type.startswith("TreeEnsemble") and not double:
             narrow = f"{node.output[0]}_float32"
             graph.node.append(helper.make_node("Cast", [node.input[0]], [narrow], name=narrow, to=TensorProto.FLOAT))
             node.input[0] = narrow

@@ -8,22 +8,19 @@
 
 from __future__ import annotations
 
-import sys
 import warnings
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
-import numpy.typing as npt
 import onnx
 
 from modelcast.errors import MissingExtraError, SourceError
 
 from . import outline
-from .parity import Expected
+from .candidate import Candidate
+from .convert import converters
 
-Array = npt.NDArray[Any]
 # A path, the bytes of an ONNX file, an onnx.ModelProto, or a fitted scikit-learn estimator.
 Source: TypeAlias = Path | str | bytes | onnx.ModelProto | Any
 # Told one line about what a step is doing, or a warning.
@@ -34,26 +31,6 @@ PICKLE_SUFFIXES: Final = (".joblib", ".pkl", ".pickle")
 SKLEARN_HINT: Final = "Install it: pip install 'modelcast[sklearn]'."
 
 _HINT = "Give an .onnx file, or a .joblib or .pkl file of a fitted scikit-learn estimator."
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A graph that may become a version.
-
-    Attributes:
-        model: The graph.
-        folder: Where its external tensors lie; None if it has none.
-        original: Gives what the graph should, from arrays by graph input, with float64 where the graph takes float32;
-            None for a graph without original.
-        fields: Names of a matrix input's columns as the estimator was trained with; None if it does not know them.
-        frameworks: What trained and converted it, as package -> version.
-    """
-
-    model: onnx.ModelProto
-    folder: Path | None = None
-    original: Callable[[Mapping[str, Array]], Expected] | None = None
-    fields: tuple[str, ...] | None = None
-    frameworks: Mapping[str, str] = field(default_factory=dict)
 
 
 def load(source: Source, progress: Progress) -> Candidate | Any:
@@ -138,16 +115,8 @@ def _warning(caught: warnings.WarningMessage) -> str:
 
 
 def _estimator(value: Any, what: str) -> Any:
-    if (
-        hasattr(value, "fit")
-        and (hasattr(value, "predict") or hasattr(value, "transform"))
-        and not isinstance(value, type)
-    ):
+    if converters.recognises(value):
         return value
-    if "torch" in sys.modules and type(value).__module__.startswith("torch"):
-        raise SourceError(
-            f"{what} is a PyTorch object", hint="Export it first: torch.onnx.export(model, ..., 'model.onnx')."
-        )
     held = f" holds {_article(type(value).__name__)}, which" if not what.startswith("an object") else ""
     raise SourceError(f"{what}{held} is neither an ONNX model nor a fitted scikit-learn estimator", hint=_HINT)
 
