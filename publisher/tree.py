@@ -94,6 +94,16 @@ def paths(directory: Path) -> list[str]:
     return sorted(path.relative_to(directory).as_posix() for path in found)
 
 
+def locations(model: onnx.ModelProto) -> tuple[str, ...]:
+    """Paths of the files a model's external tensors lie in, relative to its own folder, sorted.
+
+    Raises:
+        StructureError: One is outside the folder, or hidden.
+    """
+    external = (tensor for tensor in _tensors(model) if tensor.data_location == TensorProto.EXTERNAL)
+    return tuple(sorted({_location(tensor) for tensor in external}))
+
+
 def entries(directory: Path) -> tuple[FileEntry, ...]:
     """A tree's files with sizes and digests, sorted by path."""
     return tuple(
@@ -183,14 +193,8 @@ def _external(tensor: TensorProto, folder: Path | None) -> tuple[Path, int, int]
             hint="Publish the path of the .onnx file, or load the model with its external data.",
         )
     values = {entry.key: entry.value for entry in tensor.external_data}
-    location = values.get("location", "")
+    location = _location(tensor)
     what = f"external data {location!r} of tensor {tensor.name!r}"
-    try:
-        check_path(location.removeprefix("./"))
-    except StructureError as error:
-        raise StructureError(f"{what} is outside the model's folder", hint=_EXTERNAL_HINT) from error
-    if any(part.startswith(".") for part in location.removeprefix("./").split("/")):
-        raise StructureError(f"{what} is a hidden file, which holds anything but tensors", hint=_EXTERNAL_HINT)
     try:
         path = (folder / location).resolve(strict=True)
     except (OSError, ValueError) as error:
@@ -212,6 +216,20 @@ def _external(tensor: TensorProto, folder: Path | None) -> tuple[Path, int, int]
             hint="Export the model again: the file was cut or belongs to another model.",
         )
     return path, offset, size
+
+
+def _location(tensor: TensorProto) -> str:
+    """Where an external tensor says its data lies, if that is within the model's folder."""
+    location = next((entry.value for entry in tensor.external_data if entry.key == "location"), "")
+    what = f"external data {location!r} of tensor {tensor.name!r}"
+    path = location.removeprefix("./")
+    try:
+        check_path(path)
+    except StructureError as error:
+        raise StructureError(f"{what} is outside the model's folder", hint=_EXTERNAL_HINT) from error
+    if any(part.startswith(".") for part in path.split("/")):
+        raise StructureError(f"{what} is a hidden file, which holds anything but tensors", hint=_EXTERNAL_HINT)
+    return path
 
 
 def _size_bytes(tensor: TensorProto) -> int:
