@@ -7,6 +7,9 @@ Rules:
 - The first record of a version or release number counts. Later ones change nothing, but a *withdrawn* record, which
   takes the place of the version for ever.
 - A tombstone changes nothing: only a withdrawn record deletes.
+- Whether a record counts at all is for the `Admission` to say, by its signatures, before its payload is parsed. One
+  that is not admitted counts for nothing and holds no place: its key may be used by one that is.
+- The same version or release again adds its signers to those of the first, and brings newer hints.
 - What can't be used is kept as a `RecordFault`, so that it is seen; it never stops the replay.
 
     delta = RegistryDelta(image)
@@ -18,26 +21,64 @@ Rules:
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 from modelcast import codec
 from modelcast.errors import ModelNotFoundError, UsageError, VersionNotFoundError, WireError
 from modelcast.log import LogRecord
-from modelcast.names import ModelRef, check_model_name
+from modelcast.names import ModelRef, ModelVersion, check_model_name
 from modelcast.records import ChunkHint, Manifest, Release, RepositoryIdentity, Withdrawn
 from modelcast.topics import REPOSITORY_KEY, RegistryKey
+from modelcast.trust.admission import EVERYTHING, Admission, Verdict
+
+K = TypeVar("K")
+
+UNTRUSTED_HINT = "See who signed it, and what its policy says, with: modelcast show NAME --trust-policy FILE"
 
 # Faults are for people to read: the latest are enough, and a hostile topic must not fill the memory.
 MAX_FAULTS = 100
+# So are the records that were not admitted: the latest models and versions that have one.
+MAX_UNTRUSTED = 1_000
 
 
 @dataclass(frozen=True, slots=True)
 class VersionRecord:
-    """A published version: its manifest, where its chunks were, and the offset it stands at."""
+    """A published version.
+
+    Attributes:
+        hints: Where its chunks were; unsigned.
+        offset: Where the record stands; the newest, if it was written again with more signatures or other hints.
+        signers: Ids of the keys by whose signatures it was admitted; empty where no policy asks for any.
+    """
 
     manifest: Manifest
     hints: tuple[ChunkHint, ...]
     offset: int
+    signers: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """Where a release stands, and by whose signatures it was admitted."""
+
+    offset: int
+    signers: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Untrusted:
+    """A record that the policy does not admit. Its payload was not parsed: only its key says what it claims to be."""
+
+    key: RegistryKey
+    offset: int
+    verdict: Verdict
+
+    def __str__(self) -> str:
+        what = f"{self.key.model}@{self.key.number}"
+        if self.key.kind == "release":
+            what = f"release {self.key.number} of {self.key.model!r}"
+        return f"{what} is not admitted ({self.verdict.reason}): {self.verdict.message}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +88,7 @@ class ModelEntry:
     name: str
     versions: Mapping[int, VersionRecord | Withdrawn] = field(default_factory=dict)
     releases: tuple[Release, ...] = ()
+    standings: Mapping[int, Standing] = field(default_factory=dict)
 
     @property
     def champion(self) -> Release | None:
@@ -92,26 +134,40 @@ class ModelEntry:
 
 @dataclass(frozen=True, slots=True)
 class RecordFault:
-    """A registry record that counts for nothing, and why."""
+    """A registry record that counts for nothing, and why; `verdict` is the policy's, where it was not admitted."""
 
     offset: int
     key: str
     message: str
+    verdict: Verdict | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class RegistryImage:
-    """The registry up to `revision` (the next offset to be read)."""
+    """The registry up to `revision` (the next offset to be read).
+
+    Attributes:
+        untrusted_releases: By model, the release that was not admitted: of the highest sequence, and before all others
+            one that has signatures which count, but not enough.
+        untrusted_versions: Versions that were not admitted, and whose place no admitted one took.
+    """
 
     repository: RepositoryIdentity | None = None
     models: Mapping[str, ModelEntry] = field(default_factory=dict)
     revision: int = 0
     faults: tuple[RecordFault, ...] = ()
+    untrusted_releases: Mapping[str, Untrusted] = field(default_factory=dict)
+    untrusted_versions: Mapping[ModelVersion, Untrusted] = field(default_factory=dict)
 
     def model(self, name: str) -> ModelEntry:
         """Raises ModelNotFoundError."""
         entry = self.models.get(name)
         if entry is None:
+            refused = self.untrusted_releases.get(name) or next(
+                (found for version, found in self.untrusted_versions.items() if version.name == name), None
+            )
+            if refused is not None:
+                raise ModelNotFoundError(f"nothing of model {name!r} counts here: {refused}", hint=UNTRUSTED_HINT)
             known = ", ".join(sorted(self.models)[:10]) or "none yet"
             raise ModelNotFoundError(
                 f"no model {name!r} in this repository",
@@ -128,24 +184,46 @@ class RegistryImage:
         """
         entry = self.model(ref.model)
         if ref.version is not None:
-            return entry.version(ref.version)
+            return self._version(entry, ref.version)
         if entry.champion is None:
+            if ref.model in self.untrusted_releases:
+                raise VersionNotFoundError(str(self.untrusted_releases[ref.model]), hint=UNTRUSTED_HINT)
             raise VersionNotFoundError(
                 f"no version of {ref.model!r} was released",
                 hint=f"Release one with: modelcast release {ref.model} {entry.latest_version or 1}",
             )
-        return entry.version(entry.champion.version)
+        return self._version(entry, entry.champion.version)
+
+    def untrusted_release(self, entry: ModelEntry) -> Untrusted | None:
+        """The release that would be in force if it were admitted."""
+        found = self.untrusted_releases.get(entry.name)
+        sequence = entry.champion.sequence if entry.champion is not None else 0
+        return found if found is not None and found.key.number > sequence else None
+
+    def _version(self, entry: ModelEntry, number: int) -> VersionRecord:
+        refused = self.untrusted_versions.get(ModelVersion(entry.name, number))
+        if refused is not None and number not in entry.versions:
+            raise VersionNotFoundError(str(refused), hint=UNTRUSTED_HINT)
+        return entry.version(number)
 
 
 class RegistryDelta:
-    """Records on top of an image. Replay in offset order, then `apply` once."""
+    """Records on top of an image. Replay in offset order, then `apply` once.
 
-    def __init__(self, base: RegistryImage) -> None:
+    Args:
+        admission: Says which records count; must be the one the base was made with.
+    """
+
+    def __init__(self, base: RegistryImage, admission: Admission = EVERYTHING) -> None:
         self._base = base
+        self._admission = admission
         self._repository = base.repository
         self._revision = base.revision
         self._versions: dict[str, dict[int, VersionRecord | Withdrawn]] = {}
         self._releases: dict[str, dict[int, Release]] = {}
+        self._standings: dict[str, dict[int, Standing]] = {}
+        self._untrusted_releases = dict(base.untrusted_releases)
+        self._untrusted_versions = dict(base.untrusted_versions)
         self._faults = list(base.faults)
 
     def replay(self, record: LogRecord) -> None:
@@ -156,42 +234,78 @@ class RegistryDelta:
         try:
             self._replay(record.key, record.value, record.offset)
         except (WireError, UsageError) as error:
-            self._faults.append(RecordFault(record.offset, record.key.decode("utf-8", "replace"), str(error)))
+            self._fault(record.offset, record.key, str(error))
 
     def apply(self) -> RegistryImage:
         """The next image. Models no record touched are shared with the base."""
         models = dict(self._base.models)
-        for name in self._versions.keys() | self._releases.keys():
+        for name in self._versions.keys() | self._standings.keys():
             base = models.get(name) or ModelEntry(name)
             releases = {release.sequence: release for release in base.releases} | self._releases.get(name, {})
             models[name] = ModelEntry(
                 name,
                 {**base.versions, **self._versions.get(name, {})},
                 tuple(releases[sequence] for sequence in sorted(releases)),
+                {**base.standings, **self._standings.get(name, {})},
             )
-        return RegistryImage(self._repository, models, self._revision, tuple(self._faults[-MAX_FAULTS:]))
+        return RegistryImage(
+            self._repository,
+            models,
+            self._revision,
+            tuple(self._faults[-MAX_FAULTS:]),
+            self._untrusted_releases,
+            self._untrusted_versions,
+        )
 
     def _replay(self, raw_key: bytes, value: bytes, offset: int) -> None:
         envelope = codec.decode_envelope(value)
-        payload = codec.unseal(envelope)
         if raw_key == REPOSITORY_KEY:
-            if not isinstance(payload, RepositoryIdentity):
-                raise WireError("the repository record holds something else")
-            self._repository = self._repository or payload
+            self._add_repository(codec.unseal(envelope))
             return
         key = RegistryKey.decode(raw_key)
         if key is None:
             raise WireError("not a key of the registry")
         check_model_name(key.model)
+        verdict = self._admission.judge(key.model, envelope)
+        if not verdict.admitted:
+            self._set_aside(Untrusted(key, offset, verdict))
+            return
+        payload = codec.unseal(envelope)
         match key.kind, payload:
             case "version", Manifest() | Withdrawn():
                 self._check_scope(key, payload.repository, payload.model, payload.version)
-                self._add_version(key, payload, envelope.hints, offset)
+                self._add_version(key, payload, _Found(envelope.hints, offset, verdict.signers))
             case "release", Release():
                 self._check_scope(key, payload.repository, payload.model, payload.sequence)
-                self._add_release(key, payload)
+                self._add_release(key, payload, Standing(offset, verdict.signers))
             case _:
                 raise WireError(f"a {key.kind} record holds {type(payload).__name__}")
+
+    def _add_repository(self, payload: codec.Payload) -> None:
+        if not isinstance(payload, RepositoryIdentity):
+            raise WireError("the repository record holds something else")
+        pinned = self._admission.repository
+        if pinned is not None and payload.uuid != pinned:
+            raise WireError(f"names repository {payload.uuid}, and the trust policy pins {pinned}")
+        self._repository = self._repository or payload
+
+    def _set_aside(self, record: Untrusted) -> None:
+        key = record.key
+        self._fault(record.offset, key.encode(), str(record), record.verdict)
+        if key.kind == "version":
+            version = ModelVersion(key.model, key.number)
+            self._untrusted_versions.pop(version, None)
+            self._untrusted_versions[version] = record
+            _forget_early(self._untrusted_versions)
+            return
+        before = self._untrusted_releases.pop(key.model, None)
+        self._untrusted_releases[key.model] = record if before is None else max(before, record, key=_claim)
+        _forget_early(self._untrusted_releases)
+
+    def _fault(self, offset: int, key: bytes, message: str, verdict: Verdict | None = None) -> None:
+        self._faults.append(RecordFault(offset, key.decode("utf-8", "replace"), message, verdict))
+        if len(self._faults) > 2 * MAX_FAULTS:  # a hostile topic is read to its end before an image is made
+            del self._faults[:-MAX_FAULTS]
 
     def _check_scope(self, key: RegistryKey, repository: str, model: str, number: int) -> None:
         if self._repository is None:
@@ -199,19 +313,56 @@ class RegistryDelta:
         if (repository, model, number) != (self._repository.uuid, key.model, key.number):
             raise WireError(f"was made for {model}, number {number} of repository {repository}")
 
-    def _add_version(
-        self, key: RegistryKey, payload: Manifest | Withdrawn, hints: tuple[ChunkHint, ...], offset: int
-    ) -> None:
+    def _add_version(self, key: RegistryKey, payload: Manifest | Withdrawn, record: _Found) -> None:
+        versions = self._versions.setdefault(key.model, {})
         base = self._base.models.get(key.model)
-        known = self._versions.get(key.model, {}).get(key.number) or (base and base.versions.get(key.number))
-        if known is None or (isinstance(payload, Withdrawn) and not isinstance(known, Withdrawn)):
-            value = VersionRecord(payload, hints, offset) if isinstance(payload, Manifest) else payload
-            self._versions.setdefault(key.model, {})[key.number] = value
+        known = versions.get(key.number) or (base and base.versions.get(key.number))
+        self._untrusted_versions.pop(ModelVersion(key.model, key.number), None)
+        match known, payload:
+            case None, Manifest():
+                versions[key.number] = VersionRecord(payload, record.hints, record.offset, record.signers)
+            case None | VersionRecord(), Withdrawn():
+                versions[key.number] = payload
+            case VersionRecord(), Manifest() if known.manifest == payload:
+                hints = record.hints or known.hints
+                signers = _united(known.signers, record.signers)
+                # Where it says nothing new it changes nothing: whoever repeats a record must not cause another try.
+                if (hints, signers) != (known.hints, known.signers):
+                    versions[key.number] = replace(known, hints=hints, signers=signers, offset=record.offset)
 
-    def _add_release(self, key: RegistryKey, release: Release) -> None:
-        base = self._base.models.get(key.model)
-        known = key.number in self._releases.get(key.model, {}) or (
-            base is not None and any(r.sequence == key.number for r in base.releases)
-        )
-        if not known:
-            self._releases.setdefault(key.model, {})[key.number] = release
+    def _add_release(self, key: RegistryKey, release: Release, standing: Standing) -> None:
+        releases = self._releases.setdefault(key.model, {})
+        standings = self._standings.setdefault(key.model, {})
+        base = self._base.models.get(key.model) or ModelEntry(key.model)
+        if key.number not in standings and key.number not in base.standings:
+            releases[key.number] = release
+            standings[key.number] = standing
+            return
+        stands = releases.get(key.number) or next(r for r in base.releases if r.sequence == key.number)
+        if stands == release:
+            known = standings.get(key.number) or base.standings[key.number]
+            signers = _united(known.signers, standing.signers)
+            if signers != known.signers:
+                standings[key.number] = Standing(standing.offset, signers)
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """What an envelope says beside its payload."""
+
+    hints: tuple[ChunkHint, ...]
+    offset: int
+    signers: tuple[str, ...]
+
+
+def _claim(record: Untrusted) -> tuple[bool, int]:
+    return bool(record.verdict.signers), record.key.number
+
+
+def _united(known: tuple[str, ...], more: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys((*known, *more)))
+
+
+def _forget_early(records: dict[K, Untrusted]) -> None:
+    if len(records) > MAX_UNTRUSTED:
+        del records[next(iter(records))]

@@ -14,6 +14,7 @@ from modelcast.errors import BrokerError, RepositoryNotFoundError
 from modelcast.log import BEGINNING, Log
 from modelcast.registry.image import RegistryDelta, RegistryImage
 from modelcast.topics import Topics
+from modelcast.trust.admission import EVERYTHING, Admission
 
 _PARTITION = 0
 # How long one read may wait while catching up, so that the deadline is looked at.
@@ -21,10 +22,23 @@ _STEP_S = 0.1
 
 
 class RegistryReader:
-    """Follows one registry; not thread-safe."""
+    """Follows one registry; not thread-safe.
 
-    def __init__(self, log: Log, topics: Topics, *, clock: Callable[[], float] = time.monotonic) -> None:
+    Args:
+        admission: Says which records count; by default all do.
+        clock: Monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        log: Log,
+        topics: Topics,
+        *,
+        admission: Admission = EVERYTHING,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._log = log
+        self._admission = admission
         self._topic = topics.registry
         self._clock = clock
         self._reader = log.reader(self._topic, {_PARTITION: BEGINNING})
@@ -40,11 +54,12 @@ class RegistryReader:
 
         Raises:
             BrokerError: The end was not reached in time, e.g. because another model's transaction stays open.
-            RepositoryNotFoundError: The topic is there, but no repository was made on it.
+            RepositoryNotFoundError: The topic is there, but no repository was made on it, or not the one that the
+                trust policy pins.
         """
         end = self._log.end_offsets(self._topic, committed=False)[_PARTITION]
         deadline = self._clock() + timeout_s
-        delta = RegistryDelta(self._image)
+        delta = RegistryDelta(self._image, self._admission)
         while self._reader.position(_PARTITION) < end:
             if self._clock() >= deadline:
                 self._image = delta.apply()  # what was read is read: another try goes on from here
@@ -56,6 +71,11 @@ class RegistryReader:
                 delta.replay(record)
         self._image = delta.apply()
         if self._image.repository is None:
+            if (pinned := self._admission.repository) is not None:
+                raise RepositoryNotFoundError(
+                    f"topic {self._topic!r} does not hold repository {pinned}, which the trust policy pins",
+                    hint="See which one it holds with: modelcast init, and mend the connection or the policy.",
+                )
             raise RepositoryNotFoundError(
                 f"topic {self._topic!r} holds no repository", hint="Make one with: modelcast init"
             )
@@ -66,7 +86,7 @@ class RegistryReader:
         records = self._reader.poll(timeout_s)
         if not records:
             return None
-        delta = RegistryDelta(self._image)
+        delta = RegistryDelta(self._image, self._admission)
         for record in records:
             delta.replay(record)
         self._image = delta.apply()

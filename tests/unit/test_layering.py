@@ -16,6 +16,9 @@ ONE_PLACE = {
     "confluent_kafka": ("modelcast/kafka/",),
     "fastavro": ("modelcast/avro.py",),
     "onnxruntime": ("modelcast/runtime.py",),
+    "securesystemslib": ("modelcast/trust/keys.py",),
+    "cryptography": ("modelcast/trust/keys.py",),
+    "tomlkit": ("modelcast/trust/writing.py",),
 }
 
 
