@@ -8,6 +8,8 @@ Rules:
 - Whoever is fenced, or does not learn its commit's outcome, starts over from the taking of the id. Attempts are bounded
   as long as they get nowhere: a release made by someone else must never end an upload of an hour.
 - A commit whose answer was lost is recognised by what it wrote, so it is never done twice.
+- Every record is signed by all keys this publisher was given. Under a trust policy it goes on from what that admits, and
+  writes nothing that would not be admitted, but for a threshold that others' signatures are yet to meet.
 """
 
 from __future__ import annotations
@@ -21,13 +23,16 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from modelcast import codec
-from modelcast.errors import BrokerError, FencedError, ModelcastError, OutcomeUnknownError
+from modelcast.errors import BrokerError, FencedError, ModelcastError, OutcomeUnknownError, UsageError
 from modelcast.log import Log, TransactionalWriter
-from modelcast.records import ChunkHint, Manifest, Release, Withdrawn
+from modelcast.records import ChunkHint, Envelope, Manifest, Release, Withdrawn
 from modelcast.registry.image import ModelEntry, RegistryImage, VersionRecord
 from modelcast.registry.reader import RegistryReader
 from modelcast.registry.repository import CATCH_UP_TIMEOUT_S
 from modelcast.topics import RegistryKey, Topics
+from modelcast.trust.admission import EVERYTHING, Admission, Verdict
+from modelcast.trust.keys import Signer
+from modelcast.trust.signing import signed
 
 T = TypeVar("T")
 
@@ -57,10 +62,17 @@ class Author:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """A record of the registry to be written; `hints` are for manifests."""
+    """A record of the registry to be written.
+
+    Attributes:
+        hints: For manifests.
+        sealed: What stands on the log already and gets more signatures: its bytes are kept, or the others' signatures
+            would not be over them.
+    """
 
     payload: Manifest | Withdrawn | Release
     hints: tuple[ChunkHint, ...] = ()
+    sealed: Envelope | None = None
 
     @property
     def key(self) -> RegistryKey:
@@ -69,6 +81,10 @@ class Record:
                 return RegistryKey("release", model, sequence)
             case Manifest(model=model, version=version) | Withdrawn(model=model, version=version):
                 return RegistryKey("version", model, version)
+
+    def envelope(self, signers: Sequence[Signer]) -> Envelope:
+        """The record as it is written, signed by all of `signers`."""
+        return signed(self.sealed or codec.seal(self.payload, hints=self.hints), signers)
 
     def stands_in(self, entry: ModelEntry) -> bool:
         """Whether the registry has this very record."""
@@ -123,14 +139,26 @@ class ModelHold(ModelView):
 
     Args:
         reader: The registry's reader; it stays the caller's, and reads on from where it stands.
+        signers: Sign every record.
+        admission: Has to admit every record.
 
     Raises:
         FencedError: Another took the id in the same moment.
         BrokerError: The registry's end was not reached in time.
     """
 
-    def __init__(self, log: Log, topics: Topics, model: str, reader: RegistryReader) -> None:
+    def __init__(
+        self,
+        log: Log,
+        topics: Topics,
+        model: str,
+        reader: RegistryReader,
+        *,
+        signers: Sequence[Signer] = (),
+        admission: Admission = EVERYTHING,
+    ) -> None:
         self._topics = topics
+        self._signers, self._admission = signers, admission
         self._writer: TransactionalWriter = log.transactional_writer(
             topics.publisher_id(model), timeout_ms=TRANSACTION_TIMEOUT_MS
         )
@@ -144,13 +172,18 @@ class ModelHold(ModelView):
         """Writes registry records and chunk tombstones in one transaction.
 
         Raises:
+            UsageError: The trust policy would not admit a record.
             FencedError, OutcomeUnknownError, BrokerError: As `TransactionalWriter.commit`.
         """
+        values: list[tuple[bytes, bytes]] = []
+        for record in records:
+            envelope = record.envelope(self._signers)
+            check_admitted(self.model, self._admission.judge(self.model, envelope))
+            values.append((record.key.encode(), codec.encode_envelope(envelope)))
         self._writer.begin()
         try:
-            for record in records:
-                value = codec.encode_envelope(codec.seal(record.payload, hints=record.hints))
-                self._writer.send(self._topics.registry, key=record.key.encode(), value=value, partition=0)
+            for key, value in values:
+                self._writer.send(self._topics.registry, key=key, value=value, partition=0)
             for tombstone in tombstones:
                 self._writer.send(self._topics.blobs, key=tombstone.key, value=None, partition=tombstone.partition)
         except BaseException:
@@ -163,7 +196,12 @@ class ModelHold(ModelView):
 
 
 class Holder:
-    """Takes models' ids, one after another, for whoever wants to change them."""
+    """Takes models' ids, one after another, for whoever wants to change them.
+
+    Args:
+        signers: Sign every record that is written.
+        admission: Says which records of the registry to go on from; it has to admit what is written.
+    """
 
     def __init__(
         self,
@@ -172,18 +210,25 @@ class Holder:
         *,
         author: Author | None = None,
         sleep: Callable[[float], None] = time.sleep,
+        signers: Sequence[Signer] = (),
+        admission: Admission = EVERYTHING,
     ) -> None:
         self.log = log
         self.topics = topics
         self.author = author or Author.here()
+        self.signers = tuple(signers)
+        self.admission = admission
         self._sleep = sleep
 
     def change(self, model: str, plan: Callable[[ModelHold], Change[T]], *, progress: Callable[[], int] = int) -> T:
         """Writes what `plan` makes of a hold, once, however often it has to be planned anew.
 
         Raises:
+            UsageError: The trust policy would not admit what these signers sign.
             FencedError, BrokerError: As `holding`; and whatever `plan` raises.
         """
+        # Before the plan, which may upload for an hour.
+        check_admitted(model, self.admission.vouch(model, [signer.key_id for signer in self.signers]))
         made: list[Change[T]] = []
 
         def attempt(hold: ModelHold) -> T:
@@ -215,7 +260,9 @@ class Holder:
         try:
             for _ in range(MAX_ATTEMPTS_IN_ALL):
                 try:
-                    hold = ModelHold(self.log, self.topics, model, reader)
+                    hold = ModelHold(
+                        self.log, self.topics, model, reader, signers=self.signers, admission=self.admission
+                    )
                     try:
                         return attempt(hold)
                     finally:
@@ -252,4 +299,14 @@ class Holder:
 
     def open_reader(self) -> RegistryReader:
         """A reader of the registry, from its beginning; the caller closes it."""
-        return RegistryReader(self.log, self.topics)
+        return RegistryReader(self.log, self.topics, admission=self.admission)
+
+
+def check_admitted(model: str, verdict: Verdict) -> None:
+    """Raises UsageError if a record of `model` would count for nothing."""
+    if not verdict.admitted:
+        raise UsageError(
+            f"consumers under the trust policy would refuse this record of {model!r} ({verdict.reason}): "
+            f"{verdict.message}",
+            hint="Name a key that the policy trusts for this model: --sign KEY",
+        )

@@ -10,7 +10,7 @@ Rules:
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from modelcast import codec
@@ -19,6 +19,8 @@ from modelcast.log import Log
 from modelcast.records import ChunkHint, Manifest, Release
 from modelcast.registry.image import ModelEntry
 from modelcast.topics import Topics
+from modelcast.trust.admission import EVERYTHING, Admission
+from modelcast.trust.keys import Signer
 
 from .gates import GateReport
 from .hold import Author, Change, Holder, ModelHold, ModelView, Record
@@ -40,6 +42,10 @@ _LARGE = (1 << 31) - 1
 class RegistryWriter:
     """Publishes, releases and rolls back, starting over when fenced.
 
+    Args:
+        signers: Sign every record that is written.
+        admission: Says which records of the registry to go on from.
+
     Attributes:
         holder: Takes the ids of models, for other changes of the same repository.
     """
@@ -51,8 +57,10 @@ class RegistryWriter:
         *,
         author: Author | None = None,
         sleep: Callable[[float], None] = time.sleep,
+        signers: Sequence[Signer] = (),
+        admission: Admission = EVERYTHING,
     ) -> None:
-        self.holder = Holder(log, topics, author=author, sleep=sleep)
+        self.holder = Holder(log, topics, author=author, sleep=sleep, signers=signers, admission=admission)
 
     def publish(
         self,
