@@ -5,8 +5,8 @@
   silent skip: librdkafka's reset is set to `error`, and starts without a commit are given explicitly at assignment.
 - Committed offsets of another member's open transaction are waited for (the broker calls them unstable): reading on
   from before them would score those events twice.
-- Callbacks run inside `consume` (and `close`); `on_revoke` may block to finish a transaction, the assignment is given
-  up when it returns. What a callback raises comes out of `consume`.
+- Callbacks run inside `consume` and `close` (there on another thread, while the caller waits); `on_revoke` may block to
+  finish a transaction, the assignment is given up when it returns. What a callback raises comes out of `consume`.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from modelcast.errors import OffsetOutOfRangeError
 from modelcast.group import GroupMetadata, OnPartitions
 from modelcast.group import Message as Event
 
+from .bounded import BoundedCalls
 from .connection import make_consumer
 from .faults import PASSING, Faults, error_of
 from .settings import LOGGER, group_settings
@@ -39,6 +40,9 @@ COMMITTED_TIMEOUT_S: Final = 60.0
 _COMMITTED_ATTEMPT_S: Final = 5.0
 _COMMIT_PAUSE_S: Final = 0.05
 COMMIT_TIMEOUT_S: Final = 30.0
+# Closed in the middle of a rebalance, the client was seen to wait for its end for ever. `on_revoke` may finish a
+# transaction meanwhile, which is what most of this time is for.
+CLOSE_TIMEOUT_S: Final = 60.0
 
 # A leader that does not answer within this is not there to be fetched from either.
 _WAKE_TIMEOUT_S: Final = 0.5
@@ -207,9 +211,20 @@ class KafkaGroupConsumer:
             time.sleep(_COMMIT_PAUSE_S)
 
     def close(self) -> None:
-        """Gives up the assignment (calling `on_revoke`) and leaves the group; a static member only goes silent."""
+        """Gives up the assignment (calling `on_revoke`) and leaves the group; a static member only goes silent.
+
+        A client that does not come to its end within `CLOSE_TIMEOUT_S` is left to a thread of its own.
+        """
         self._closing = True
-        self._consumer.close()
+        bounded = BoundedCalls(f"modelcast-leave-{self._group}")
+        try:
+            bounded.run(self._consumer.close, CLOSE_TIMEOUT_S)
+        except TimeoutError:
+            LOGGER.warning(
+                "group %s could not be left in %g s; the broker will miss the member", self._group, CLOSE_TIMEOUT_S
+            )
+        finally:
+            bounded.close()
 
     def _assign(self, numbers: Sequence[int]) -> None:
         committed = self.committed(numbers) if numbers else {}
