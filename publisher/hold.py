@@ -8,8 +8,8 @@ Rules:
 - Whoever is fenced, or does not learn its commit's outcome, starts over from the taking of the id. Attempts are bounded
   as long as they get nowhere: a release made by someone else must never end an upload of an hour.
 - A commit whose answer was lost is recognised by what it wrote, so it is never done twice.
-- Every record is signed by all keys this publisher was given. Under a trust policy it goes on from what that admits, and
-  writes nothing that would not be admitted, but for a threshold that others' signatures are yet to meet.
+- Every record is signed by all keys this publisher was given. Under a trust policy it goes on from what that admits,
+  and writes nothing that would not be admitted, but for a threshold that others' signatures are yet to meet.
 """
 
 from __future__ import annotations
