@@ -1,6 +1,6 @@
 """The root command. Each command lives beside what it does and is imported when it is called.
 
-Exit codes: 0 done · 1 internal · 2 usage · 3 broker · 4 not found · 5 model refused · 6 gate · 7 fenced ·
+Exit codes: 0 done · 1 internal · 2 usage · 3 broker or store · 4 not found · 5 model refused · 6 gate · 7 fenced ·
 130 interrupted before anything was done.
 """
 
@@ -25,6 +25,8 @@ COMMANDS = {
     "publish": "modelcast.publisher.publish_cli:publish",
     "release": "modelcast.publisher.cli:release",
     "rollback": "modelcast.publisher.cli:rollback",
+    "delete": "modelcast.publisher.upkeep_cli:delete",
+    "gc": "modelcast.publisher.upkeep_cli:gc",
     "models": "modelcast.registry.cli:models",
     "show": "modelcast.registry.cli:show",
     "history": "modelcast.registry.cli:history",
@@ -68,8 +70,8 @@ app = typer.Typer(
     rich_markup_mode="rich",
     help="Publish trained models onto Kafka; hot-swap them into running applications; score events inline.",
     epilog=(
-        "Exit codes: 0 done, 1 internal, 2 usage, 3 broker, 4 not found, 5 model refused, 6 gate, 7 fenced, "
-        "130 interrupted."
+        "Exit codes: 0 done, 1 internal, 2 usage, 3 broker or store, 4 not found, 5 model refused, 6 gate, "
+        "7 fenced, 130 interrupted."
     ),
 )
 
