@@ -26,6 +26,7 @@ from modelcast.registry.repository import check_topics
 from .gatekeeper import Gatekeeper
 from .progress import PublishProgress
 from .published import Published
+from .removal import GRACE_S, Collected, Removed, Remover
 from .session import RegistryWriter
 from .upload import Progress
 
@@ -162,6 +163,20 @@ class ModelPublisher:
     def rollback(self, model: str, *, message: str = "") -> Release:
         """Re-releases the champion before the live one; again goes further back. Raises UsageError if there is none."""
         return self._registry.rollback(check_model_name(model), message=message)
+
+    def delete(self, model: str, version: int, *, message: str = "", force: bool = False) -> Removed:
+        """Withdraws a version for ever; its number is never used again. See `Remover.delete`."""
+        return Remover(self._registry.holder).delete(check_model_name(model), version, message=message, force=force)
+
+    def collect_garbage(
+        self,
+        *,
+        grace_s: float = GRACE_S,
+        dry_run: bool = False,
+        on_progress: Callable[[int, int], None] | None = None,
+    ) -> Collected:
+        """Takes chunks that no version lists off the log, but those of the last `grace_s`. See `Remover.collect`."""
+        return Remover(self._registry.holder).collect(grace_s=grace_s, dry_run=dry_run, progress=on_progress)
 
     def close(self) -> None:
         self._log.close()
