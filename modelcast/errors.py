@@ -10,6 +10,7 @@
     │   ├── AuthorizationError        an ACL or a credential is missing
     │   ├── OffsetOutOfRangeError     the records to read are gone
     │   └── OutcomeUnknownError       a commit was sent and its answer never came
+    ├── StoreError                    an object store is not there, or refuses (3)
     ├── NotFoundError                 the named thing does not exist (4)
     │   ├── TopicNotFoundError
     │   ├── ModelNotFoundError
@@ -21,6 +22,7 @@
     │   ├── SmokeRunError             the child process that tried the model failed or was killed
     │   ├── ParityError               the ONNX graph and its original disagree
     │   ├── IntegrityError            bytes do not match their digest or declared size
+    │   ├── StoreNotAllowedError      the files lie in a store this process was not told to read
     │   ├── BindingError              inputs can't be bound to the fields of the events
     │   ├── GoldenError               golden examples were not reproduced, or are not finite
     │   ├── LoadError                 the runtime could not build a session
@@ -124,6 +126,13 @@ class OutcomeUnknownError(BrokerError):
     retriable = False  # never inside the same producer
 
 
+class StoreError(ModelcastError):
+    """The object store that holds a model's files could not be reached, or refused."""
+
+    exit_code = ExitCode.BROKER
+    retriable = True  # stores come back, and credentials and buckets are mended without a word in the registry
+
+
 class NotFoundError(ModelcastError):
     """The named thing does not exist."""
 
@@ -184,6 +193,12 @@ class IntegrityError(ModelRefusedError):
     """Bytes do not have the digest or the size the manifest declares."""
 
     reason = "integrity"
+
+
+class StoreNotAllowedError(ModelRefusedError):
+    """The version's files lie in an object store that this process was not told to read."""
+
+    reason = "store"
 
 
 class BindingError(ModelRefusedError):

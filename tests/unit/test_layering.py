@@ -15,6 +15,7 @@ SIDES = ("publisher", "consumer")
 ONE_PLACE = {
     "confluent_kafka": ("modelcast/kafka/",),
     "fastavro": ("modelcast/avro.py",),
+    "fsspec": ("modelcast/files/store.py",),
     "onnxruntime": ("modelcast/runtime.py",),
     "securesystemslib": ("modelcast/trust/keys.py",),
     "cryptography": ("modelcast/trust/keys.py",),
