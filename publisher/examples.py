@@ -63,9 +63,14 @@ class Rows:
 
     def head(self, count: int) -> Rows:
         """The first `count` rows."""
-        if count >= self.count:
+        return self.part(0, count)
+
+    def part(self, start: int, stop: int) -> Rows:
+        """The rows from `start` up to `stop`, which may be beyond the last."""
+        stop = min(stop, self.count)
+        if (start, stop) == (0, self.count):
             return self
-        return Rows({name: values[:count] for name, values in self.values.items()}, count)
+        return Rows({name: values[start:stop] for name, values in self.values.items()}, stop - start)
 
     def column(self, name: str) -> Array:
         """One column `[N]`: float, int64 or bool, or an object array of str (None where a text is missing).

@@ -36,6 +36,15 @@ def publish(
             help="Publish only if this holds: 'auc>=0.8', 'auc>=champion-0.01', 'load_ms<500'. Repeatable.",
         ),
     ] = None,
+    evaluate: Annotated[
+        Path | None,
+        typer.Option(metavar="DATA", help="Rows with labels (JSONL, CSV, Parquet) to measure the model on."),
+    ] = None,
+    label: Annotated[str | None, typer.Option(metavar="COLUMN", help="The column of --evaluate's labels.")] = None,
+    score_output: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="The output to be measured, if it is not the only one of its kind."),
+    ] = None,
     message: Annotated[str, typer.Option("--message", help="Words for the history.")] = "",
     release: Annotated[bool, typer.Option("--release", help="Make this version live.")] = False,
     resend: Annotated[
@@ -64,6 +73,9 @@ def publish(
             fields=None if fields is None else [field.strip() for field in fields.split(",")],
             metrics=dict(_metric(text) for text in metric or ()),
             require=require or (),
+            evaluate=evaluate,
+            label=label,
+            score_output=score_output,
             message=message,
             release=release,
             resend=resend,

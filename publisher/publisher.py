@@ -19,11 +19,13 @@ from typing import TYPE_CHECKING, ParamSpec, Self
 
 from modelcast.config import Connection
 from modelcast.errors import UsageError
+from modelcast.files.fetch import Fetcher
 from modelcast.names import check_model_name
 from modelcast.records import Release
+from modelcast.registry.image import ModelEntry
 from modelcast.registry.repository import check_topics
 
-from .gatekeeper import Gatekeeper
+from .gates import GateReport
 from .progress import PublishProgress
 from .published import Published
 from .removal import GRACE_S, Collected, Removed, Remover
@@ -31,6 +33,7 @@ from .session import RegistryWriter
 from .upload import Progress
 
 if TYPE_CHECKING:
+    from .evaluate import Champions, Evaluation
     from .examples import ExamplesSource
     from .sources import Source
 
@@ -79,7 +82,8 @@ class ModelPublisher:
         except BaseException:
             self._log.close()
             raise
-        self._registry = RegistryWriter(self._log, connection.topics)
+        self._topics = connection.topics
+        self._registry = RegistryWriter(self._log, self._topics)
 
     def publish(
         self,
@@ -90,6 +94,9 @@ class ModelPublisher:
         fields: Sequence[str] | None = None,
         metrics: Mapping[str, float] | None = None,
         require: Sequence[str] = (),
+        evaluate: ExamplesSource | None = None,
+        label: str | None = None,
+        score_output: str | None = None,
         message: str = "",
         release: bool = False,
         resend: bool = False,
@@ -110,6 +117,10 @@ class ModelPublisher:
             metrics: What you measured, e.g. {"auc": 0.91}.
             require: What has to hold, or nothing is published: `auc>=0.8`, `auc>=champion-0.01`, `load_ms<500`; see
                 `modelcast.publisher.gates`.
+            evaluate: Rows with labels to measure the model on; requirements that follow the champion measure the
+                champion on the same rows. See `modelcast.publisher.measures` for what is measured.
+            label: The column of `evaluate` that holds the labels.
+            score_output: The output that is measured, where it is not the only one of its kind.
             message: Words for the history.
             release: Whether this version goes live.
             resend: Sends files that live versions have too, which mends damaged chunks of all of them.
@@ -125,6 +136,7 @@ class ModelPublisher:
             FencedError: Other publishers of this model took over again and again.
             BrokerError: Kafka is not there, or refused.
         """
+        from .gatekeeper import Gatekeeper
         from .prepare import prepare  # brings the converters, which a release need not wait for
 
         check_model_name(model)
@@ -133,18 +145,25 @@ class ModelPublisher:
                 raise UsageError(f"a metric without a name has the value {value!r}", hint="Write name=value.")
             if not math.isfinite(value):
                 raise UsageError(f"metric {name!r} is {value}, which compares with nothing", hint="Leave it out.")
-        gatekeeper = Gatekeeper(require, metrics or {})
         with contextlib.ExitStack() as stack:
-            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="modelcast-")))
             shown = stack.enter_context(PublishProgress()) if progress else None
             tell = _each(on_step, shown.step if shown else None)
+            moved = _each(on_progress, shown.moved if shown else None)
+            evaluation = self._evaluation(evaluate, label, score_output)
+            gatekeeper = Gatekeeper(require, metrics or {}, evaluation, tell=tell, progress=moved)
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="modelcast-")))
             prepared = prepare(source, examples, fields=fields, directory=folder, progress=tell)
             gatekeeper.admit(prepared)
             if dry_run:
                 return self._registry.rehearse(
                     model, prepared, release=release, message=message, metrics=metrics, resend=resend, gate=gatekeeper
                 )
-            tell("upload")
+
+            def gate(entry: ModelEntry) -> GateReport:
+                report = gatekeeper(entry)
+                tell("upload")
+                return report
+
             return self._registry.publish(
                 model,
                 prepared,
@@ -152,8 +171,8 @@ class ModelPublisher:
                 message=message,
                 metrics=metrics,
                 resend=resend,
-                progress=_each(on_progress, shown.moved if shown else None),
-                gate=gatekeeper,
+                progress=moved,
+                gate=gate,
             )
 
     def release(self, model: str, version: int, *, message: str = "") -> Release:
@@ -179,7 +198,26 @@ class ModelPublisher:
         return Remover(self._registry.holder).collect(grace_s=grace_s, dry_run=dry_run, progress=on_progress)
 
     def close(self) -> None:
+        """Ends the connection; what was published stays."""
         self._log.close()
+
+    def _evaluation(
+        self, data: ExamplesSource | None, label: str | None, score_output: str | None
+    ) -> tuple[Evaluation, Champions] | None:
+        if data is None:
+            if label is not None or score_output is not None:
+                given = "--label" if label is not None else "--score-output"
+                raise UsageError(f"{given} is given without rows to evaluate on", hint="Name them: --evaluate DATA")
+            return None
+        if label is None:
+            raise UsageError(
+                "rows to evaluate on are given, and not which column holds their labels",
+                hint="Name it: --label COLUMN (from Python: label=...)",
+            )
+        from .evaluate import Champions, Evaluation
+
+        champions = Champions(lambda cache: Fetcher(self._log, self._topics, cache))
+        return Evaluation(data, label, score_output=score_output), champions
 
     def __enter__(self) -> Self:
         return self

@@ -1,0 +1,195 @@
+"""Candidate and champion, measured on the same rows; the gate that compares them. Each run is a real child process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import roc_auc_score
+
+from modelcast.errors import GateError, UsageError
+from modelcast.files.cache import Cache
+from modelcast.files.fetch import Fetcher
+from modelcast.publisher import evaluate
+from modelcast.publisher.evaluate import Champions, Evaluation
+from modelcast.publisher.gatekeeper import Gatekeeper
+from modelcast.publisher.prepare import PreparedModel, prepare
+from modelcast.publisher.session import RegistryWriter
+from modelcast.registry.repository import init
+from modelcast.testing.memory import MemoryLog
+from modelcast.topics import Topics
+
+TOPICS = Topics("test")
+ROWS = 400
+
+
+def table(seed: int = 1) -> pl.DataFrame:
+    """Three fields, a label that follows two of them."""
+    random = np.random.default_rng(seed)
+    columns = {name: random.normal(size=ROWS) for name in ("a", "b", "c")}
+    label = columns["a"] + columns["b"] + random.normal(size=ROWS) * 0.3 > 0
+    return pl.DataFrame({**columns, "fraud": label.astype(np.int64), "word": ["yes" if x else "no" for x in label]})
+
+
+TRAINING, HOLDOUT = table(1), table(2)
+
+
+def trained(folder: Path, *fields: str, label: str = "fraud") -> tuple[PreparedModel, LogisticRegression]:
+    folder.mkdir()
+    inputs = TRAINING.select(fields).to_numpy()
+    model = LogisticRegression().fit(inputs, TRAINING[label].to_numpy())
+    return prepare(model, TRAINING.head(50), fields=list(fields), directory=folder), model
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory: pytest.TempPathFactory) -> tuple[PreparedModel, LogisticRegression]:
+    return trained(tmp_path_factory.mktemp("models") / "good", "a", "b")
+
+
+@pytest.fixture(scope="module")
+def poor(tmp_path_factory: pytest.TempPathFactory) -> PreparedModel:
+    return trained(tmp_path_factory.mktemp("models") / "poor", "a", "c")[0]
+
+
+@pytest.fixture
+def log() -> Iterator[MemoryLog]:
+    with MemoryLog() as made:
+        init(made, TOPICS)
+        yield made
+
+
+@pytest.fixture(autouse=True)
+def own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MODELCAST_STATE_DIR", str(tmp_path / "state"))
+    monkeypatch.setenv("MODELCAST_CACHE_DIR", str(tmp_path / "cache"))
+
+
+def test_a_model_is_measured_as_its_original_would_be_a_part_at_a_time(
+    good: tuple[PreparedModel, LogisticRegression], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepared, model = good
+    HOLDOUT.write_parquet(tmp_path / "holdout.parquet")
+    monkeypatch.setattr(evaluate, "PART_ROWS", 250)
+    found = Evaluation(tmp_path / "holdout.parquet", "fraud").score(prepared.directory, prepared.signature, "it")
+    inputs, truth = HOLDOUT.select("a", "b").to_numpy(), HOLDOUT["fraud"].to_numpy()
+    assert found.metrics["auc"] == pytest.approx(roc_auc_score(truth, model.predict_proba(inputs)[:, 1]), abs=1e-6)
+    assert found.metrics["accuracy"] == pytest.approx(model.score(inputs, truth))
+
+
+def test_labels_may_be_texts_and_rows_a_frame(tmp_path: Path) -> None:
+    prepared, model = trained(tmp_path / "words", "a", "b", label="word")
+    found = Evaluation(HOLDOUT, "word").score(prepared.directory, prepared.signature, "it")
+    expected = model.score(HOLDOUT.select("a", "b").to_numpy(), HOLDOUT["word"].to_numpy())
+    assert found.metrics["accuracy"] == pytest.approx(expected)
+    assert found.metrics["auc"] > 0.9
+
+
+def test_rows_that_can_not_be_used_are_named(
+    good: tuple[PreparedModel, LogisticRegression], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepared, _ = good
+
+    def score(frame: pl.DataFrame, label: str = "fraud") -> None:
+        Evaluation(frame, label).score(prepared.directory, prepared.signature, "the candidate")
+
+    with pytest.raises(UsageError, match="has no column 'truth'; it has a, b, c, fraud, word"):
+        score(HOLDOUT, "truth")
+    monkeypatch.setattr(evaluate, "PART_ROWS", 3)
+    for label, column in (("fraud", [0, 1, 0, 1, None]), ("word", ["a", "b", "a", "b", None])):
+        frame = HOLDOUT.head(5).with_columns(pl.Series(label, column))
+        with pytest.raises(UsageError, match=f"row 4 of the evaluation data has no label in column '{label}'"):
+            score(frame, label)
+    with pytest.raises(UsageError, match="can't feed the candidate: .*'b'"):
+        score(HOLDOUT.drop("b"))
+
+
+def keeper(log: MemoryLog, *require: str, told: list[str] | None = None, data: bool = True) -> Gatekeeper:
+    champions = Champions(lambda cache: Fetcher(log, TOPICS, cache))
+    evaluation = (Evaluation(HOLDOUT, "fraud"), champions) if data else None
+    said = [] if told is None else told
+    return Gatekeeper(require, {"auc": 0.99}, evaluation, tell=said.append, progress=lambda *_: None)
+
+
+def test_candidate_and_champion_are_compared_on_the_same_rows(
+    log: MemoryLog, good: tuple[PreparedModel, LogisticRegression], poor: PreparedModel
+) -> None:
+    registry = RegistryWriter(log, TOPICS)
+    told: list[str] = []
+    first = keeper(log, "auc>=champion-0.01", told=told)
+    first.admit(good[0])
+    published = registry.publish("fraud", good[0], release=True, gate=first, metrics={"auc": 0.99, "cost": 3.0})
+    auc = published.manifest.metrics["auc"]
+    assert 0.9 < auc < 0.99, "what was measured goes before what was stated"
+    assert published.manifest.metrics["cost"] == 3.0
+    assert published.gates == (f"auc {auc:.6g} >= champion-0.01 (no champion yet)",)
+    assert told == ["evaluate"]
+
+    second = keeper(log, "auc>=champion-0.01", "accuracy>=0.1", told=told)
+    second.admit(poor)
+    with pytest.raises(GateError, match="1 of 2 requirements is not met") as failed:
+        registry.publish("fraud", poor, release=True, gate=second)
+    assert f"fraud@1 has {auc:.6g}" in failed.value.message
+    assert "met      accuracy" in failed.value.message
+    assert list(registry.holder.view("fraud").entry.versions) == [1]
+    assert told[1:] == ["evaluate", "evaluate the champion fraud@1"]
+
+    third = keeper(log, "auc>=champion", "load_ms<champion*100")
+    third.admit(good[0])
+    assert registry.publish("fraud", good[0], release=True, gate=third).gates[0] == (
+        f"auc {auc:.6g} >= {auc:.6g} (champion, fraud@1 has {auc:.6g})"
+    )
+
+
+def test_a_champion_is_measured_once_and_another_one_anew(
+    log: MemoryLog, good: tuple[PreparedModel, LogisticRegression], poor: PreparedModel
+) -> None:
+    registry = RegistryWriter(log, TOPICS)
+    registry.publish("fraud", good[0], release=True)
+    told: list[str] = []
+    gate = keeper(log, "auc>=champion-0.5", told=told)
+    gate.admit(poor)
+    for _ in range(2):
+        gate(registry.holder.view("fraud").entry)
+    registry.publish("fraud", poor, release=True)
+    assert "fraud@2 has" in gate(registry.holder.view("fraud").entry).passed[0]
+    assert told == ["evaluate", "evaluate the champion fraud@1", "evaluate the champion fraud@2"]
+
+
+def test_without_rows_the_champions_stated_metric_is_the_measure(
+    log: MemoryLog, good: tuple[PreparedModel, LogisticRegression]
+) -> None:
+    registry = RegistryWriter(log, TOPICS)
+    registry.publish("fraud", good[0], release=True, metrics={"auc": 0.995})
+    gate = keeper(log, "auc>=champion-0.01", data=False)
+    gate.admit(good[0])
+    entry = registry.holder.view("fraud").entry
+    assert gate(entry).passed == ("auc 0.99 >= 0.985 (champion-0.01, fraud@1 has 0.995)",)
+    registry.publish("fraud", good[0], release=True)
+    with pytest.raises(UsageError, match="fraud@2 has none in its manifest") as refused:
+        gate(registry.holder.view("fraud").entry)
+    assert "--evaluate" in (refused.value.hint or "")
+
+
+def test_what_nobody_will_measure_is_refused_before_anything_is_done(log: MemoryLog) -> None:
+    with pytest.raises(UsageError, match="'f1', which was neither stated nor measured"):
+        keeper(log, "f1>=0.5", data=False)
+    keeper(log, "f1>=0.5", "peak_bytes<1e12")  # measured later
+
+
+def test_the_cache_of_a_fetched_champion_is_left_tidy(
+    log: MemoryLog, good: tuple[PreparedModel, LogisticRegression], tmp_path: Path
+) -> None:
+    registry = RegistryWriter(log, TOPICS)
+    registry.publish("fraud", good[0], release=True)
+    record = registry.holder.view("fraud").entry.version(1)
+    with Champions(lambda cache: Fetcher(log, TOPICS, cache)).fetched(record) as folder:
+        assert sorted(path.name for path in folder.iterdir()) == ["examples.npz", "model.onnx"]
+    assert not folder.exists()
+    assert not list((tmp_path / "cache" / "models" / "views").iterdir())
+    cache = Cache()
+    assert all(cache.has(entry) for entry in record.manifest.files)
+    cache.close()
