@@ -1,70 +1,123 @@
-"""What can be published: an ONNX file, bytes or ModelProto; a fitted scikit-learn estimator, or a joblib file of one.
+"""What can be published: ONNX as file, bytes or ModelProto; what a converter takes, or a file of it; a model elsewhere.
 
 - A `.onnx` file is parsed without its external data and large tensors, which `tree` streams later.
-- A `.joblib`, `.pkl` or `.pickle` file is unpickled: it can run any code, so only who trained it should publish it.
-  Nothing that was pickled ever travels; a consumer gets the graph.
+- A `.joblib`, `.pkl`, `.pickle`, `.pt`, `.pth` or `.pt2` file on this disk is read as it is named, though that can
+  run any code: naming it is the consent, and only who trained it should give it.
+- A reference (`mlflow:…`, `hf:…`) and a folder name no file, and what they lead to can change: of them only ONNX is
+  read. An MLflow model's pickle takes `--trust-pickle`; nothing pickled is taken from the Hub.
+- A folder that MLflow wrote (it holds `MLmodel`) is its `onnx` flavour.
+- Nothing that was pickled ever travels; a consumer gets the graph.
 - An estimator saved by another version of scikit-learn is loaded with a warning, and parity decides.
 """
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
 import onnx
 
-from modelcast.errors import MissingExtraError, SourceError
+from modelcast.errors import SourceError
 
-from . import outline
+from . import outline, pickles
 from .candidate import Candidate
 from .convert import converters
+from .references import reference as references
 
-# A path, the bytes of an ONNX file, an onnx.ModelProto, or a fitted scikit-learn estimator.
+# A path, a reference, the bytes of an ONNX file, an onnx.ModelProto, or an object that a converter takes.
 Source: TypeAlias = Path | str | bytes | onnx.ModelProto | Any
 # Told one line about what a step is doing, or a warning.
 Progress: TypeAlias = Callable[[str], None]
 
 ONNX_SUFFIXES: Final = (".onnx",)
-PICKLE_SUFFIXES: Final = (".joblib", ".pkl", ".pickle")
-SKLEARN_HINT: Final = "Install it: pip install 'modelcast[sklearn]'."
 
-_HINT = "Give an .onnx file, or a .joblib or .pkl file of a fitted scikit-learn estimator."
+_HINT = "Give an .onnx file, a .joblib or .pkl file of a trained estimator, mlflow:models:/NAME@ALIAS or hf:OWNER/REPO."
+_WEIGHTS_HINT = "Those are weights without their module: load them into it, and publish that from Python."
 
 
-def load(source: Source, progress: Progress) -> Candidate | Any:
-    """Reads a source: a Candidate if it is a graph, else the estimator that is yet to be converted.
+@dataclass(frozen=True)
+class Opened:
+    """A source that was read.
+
+    Attributes:
+        model: A Candidate if it is a graph, else the object that is yet to be converted.
+        origin: Where it was fetched from, to be added to the frameworks: kind of reference -> what was resolved.
+        metrics: What was measured of it there.
+    """
+
+    model: Candidate | Any
+    origin: Mapping[str, str] = field(default_factory=dict)
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+
+@contextmanager
+def opened(source: Source, progress: Progress, *, trust_pickle: bool = False) -> Iterator[Opened]:
+    """Reads a source, of which the files stay for as long as the context does.
+
+    Args:
+        source: What is to be published.
+        progress: Told what a reference was resolved to, and warnings.
+        trust_pickle: Whether code that a reference or folder leads to may be run, by unpickling it.
 
     Raises:
-        SourceError: It can't be read, or is neither.
-        MissingExtraError: It is a joblib file, and joblib is not installed.
+        SourceError: It can't be read, or is neither a graph nor anything that a converter takes.
+        NotFoundError: A reference names what is not there.
+        MissingExtraError: The package that reads it is not installed.
     """
+    reference = references.parse(source)
+    if reference is None:
+        yield Opened(load(source, progress, trust_pickle=trust_pickle))
+        return
+    with tempfile.TemporaryDirectory(prefix="modelcast-source-") as folder:
+        fetched = references.fetch(reference, Path(folder), trust_pickle=trust_pickle, tell=progress)
+        yield Opened(_load_file(fetched.path, str(reference), progress), fetched.origin, fetched.metrics)
+
+
+def load(source: Source, progress: Progress, *, trust_pickle: bool = False) -> Candidate | Any:
+    """Reads a source that lies here; raises as `opened`."""
     if isinstance(source, (str, Path)):
-        return _load_path(Path(source), progress)
+        path = Path(source)
+        return _load_file(_file(path, trust_pickle=trust_pickle), str(path), progress)
     if isinstance(source, (bytes, bytearray, memoryview)):
         return _candidate(_parse(bytes(source), "the bytes"), None)
     if isinstance(source, onnx.ModelProto):
         return _candidate(source, None)
-    return _estimator(source, f"an object of type {type(source).__name__}")
+    return _convertible(source, f"an object of type {type(source).__name__}")
 
 
-def _load_path(path: Path, progress: Progress) -> Candidate | Any:
-    if not path.is_file():
-        what = "is a folder" if path.is_dir() else "there is no such file"
-        raise SourceError(
-            f"can't read model {path}: {what}", hint="Check the path." if what != "is a folder" else _HINT
-        )
+def _file(path: Path, *, trust_pickle: bool) -> Path:
+    if path.is_file():
+        return path
+    if not path.is_dir():
+        raise SourceError(f"can't read model {path}: there is no such file", hint=_HINT)
+    from .references import mlflow
+
+    if (path / mlflow.MLMODEL).is_file():
+        return mlflow.local(path, trust_pickle=trust_pickle)
+    inside = sorted(
+        found.name for found in path.iterdir() if found.suffix.lower() in (*ONNX_SUFFIXES, *pickles.SUFFIXES)
+    )
+    raise SourceError(
+        f"can't read model {path}: is a folder",
+        hint=f"Name the file: {path / inside[0]}" if inside else f"It holds no model. {_HINT}",
+    )
+
+
+def _load_file(path: Path, what: str, progress: Progress) -> Candidate | Any:
     suffix = path.suffix.lower()
     if suffix in ONNX_SUFFIXES:
         try:
             model = outline.read(path)
-            return _candidate(_parse(path.read_bytes(), str(path)) if model is None else model, path.parent)
+            return _candidate(_parse(path.read_bytes(), what) if model is None else model, path.parent)
         except OSError as error:
-            raise SourceError(f"can't read model {path}: {error.strerror}", hint="Check its permissions.") from error
-    if suffix in PICKLE_SUFFIXES:
-        return _estimator(_unpickle(path, progress), str(path))
-    raise SourceError(f"can't tell from its suffix {suffix!r} what model {path} holds", hint=_HINT)
+            raise SourceError(f"can't read model {what}: {error.strerror}", hint="Check its permissions.") from error
+    if suffix in pickles.SUFFIXES:
+        return _convertible(pickles.load(path, what, progress), what)
+    raise SourceError(f"can't tell from its suffix {suffix!r} what model {what} holds", hint=_HINT)
 
 
 def _parse(data: bytes, what: str) -> onnx.ModelProto:
@@ -83,42 +136,15 @@ def _candidate(model: onnx.ModelProto, folder: Path | None) -> Candidate:
     return Candidate(model, folder, frameworks={producer: model.producer_version} if producer else {})
 
 
-def _unpickle(path: Path, progress: Progress) -> Any:
-    try:
-        import joblib
-    except ImportError as error:
-        raise MissingExtraError(f"reading {path} takes joblib, which is not installed", hint=SKLEARN_HINT) from error
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        try:
-            loaded = joblib.load(path)
-        except (ImportError, AttributeError) as error:
-            raise SourceError(
-                f"can't load {path}: {error}",
-                hint="Install the packages it was trained with; classes of a script must be importable from a module.",
-            ) from error
-        except Exception as error:  # a pickle runs code, which raises what it likes
-            raise SourceError(f"can't load {path}: {type(error).__name__}: {error}", hint=_HINT) from error
-    for text in dict.fromkeys(_warning(entry) for entry in caught):
-        if text:
-            progress(text)
-    return loaded
-
-
-def _warning(caught: warnings.WarningMessage) -> str:
-    """One line for a warning about versions; other warnings while unpickling are of no use to a publisher."""
-    message = caught.message
-    if type(message).__name__ != "InconsistentVersionWarning":
-        return ""
-    saved, have = (getattr(message, name, "?") for name in ("original_sklearn_version", "current_sklearn_version"))
-    return f"warning: saved by scikit-learn {saved}, loaded by {have}; parity shows whether that matters"
-
-
-def _estimator(value: Any, what: str) -> Any:
+def _convertible(value: Any, what: str) -> Any:
     if converters.recognises(value):
         return value
     held = f" holds {_article(type(value).__name__)}, which" if not what.startswith("an object") else ""
-    raise SourceError(f"{what}{held} is neither an ONNX model nor a fitted scikit-learn estimator", hint=_HINT)
+    weights = isinstance(value, Mapping) and what.lower().endswith(pickles.TORCH_SUFFIXES)
+    raise SourceError(
+        f"{what}{held} is neither an ONNX model nor a fitted scikit-learn estimator",
+        hint=_WEIGHTS_HINT if weights else _HINT,
+    )
 
 
 def _article(name: str) -> str:
