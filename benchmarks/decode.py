@@ -22,7 +22,7 @@ os.environ.setdefault("POLARS_MAX_THREADS", "1")
 import numpy as np
 
 from modelcast.avro import Schema
-from modelcast.consumer.binding import FieldSpec
+from modelcast.tensors import FieldSpec
 from modelcast.consumer.decode.batch import BatchDecoder
 from modelcast.consumer.predictions import PredictionEncoder
 from modelcast.records import DType, Manifest, OutputSpec, Signature

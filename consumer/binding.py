@@ -6,6 +6,8 @@
   from string and enum, bool from boolean. A nullable field counts as what it is when it is there.
 - An input of one field is that field's column, not copied; an input of F fields is one matrix `[N, F]`, filled column
   by column.
+- An input of one field and more than one value a row, `[N, d1, …, dk]`, is a tensor: the field holds the whole row
+  (`decode.rules` says how).
 
     binding = Binding(manifest.signature)
     binding.check(EventFields({"amount": "double"}, source="the Avro schema of topic transactions"))
@@ -23,30 +25,33 @@ import numpy as np
 from modelcast.errors import BindingError
 from modelcast.records import DType, InputBinding, Signature
 from modelcast.runtime import Array
+from modelcast.tensors import FieldSpec, numpy_dtype
 
-_NUMBER_KINDS = frozenset({"int", "long", "float", "double"})
+_INTEGER_KINDS = frozenset({"int", "long"})
+_NUMBER_KINDS = frozenset({*_INTEGER_KINDS, "float", "double"})
 # Avro's words for what a field holds, by the element type it can feed.
 _KINDS: Mapping[DType, frozenset[str]] = {
     DType.FLOAT32: _NUMBER_KINDS,
     DType.FLOAT64: _NUMBER_KINDS,
-    DType.INT32: frozenset({"int", "long"}),
-    DType.INT64: frozenset({"int", "long"}),
+    DType.INT32: _INTEGER_KINDS,
+    DType.INT64: _INTEGER_KINDS,
+    DType.UINT8: _INTEGER_KINDS,
     DType.BOOL: frozenset({"boolean"}),
     DType.STRING: frozenset({"string", "enum"}),
 }
+# What holds the whole row of a tensor as raw bytes (a string in base64), whatever its element type.
+_RAW_KINDS = frozenset({"bytes", "fixed", "string"})
 # Strictest first: what a field is asked for as when inputs of several types take it. A value valid as the first is
 # valid as each that follows.
-_STRICTEST = (DType.INT32, DType.INT64, DType.FLOAT32, DType.FLOAT64)
+_STRICTEST = (DType.UINT8, DType.INT32, DType.INT64, DType.FLOAT32, DType.FLOAT64)
+_FLOATS = frozenset({DType.FLOAT32, DType.FLOAT64})
 # An error names this many fields of an event; wide events have thousands.
 _FIELDS_NAMED = 30
 
 
-@dataclass(frozen=True, slots=True)
-class FieldSpec:
-    """One event field a model needs, and the element type it wants it as."""
-
-    name: str
-    dtype: DType
+def array_of(kind: str) -> str:
+    """The kind of an array whose items are of `kind`."""
+    return f"array of {kind}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +59,9 @@ class EventFields:
     """What events are known to have.
 
     Attributes:
-        kinds: Avro's word for each field's type: `int`, `long`, `float`, `double`, `string`, `enum`, `boolean`, or any
-            other word for what feeds no input. Of a nullable field, the type beside null.
+        kinds: Avro's word for each field's type: `int`, `long`, `float`, `double`, `string`, `enum`, `boolean`,
+            `bytes`, `fixed`, `array of int` (long, float, double), or any other word for what feeds no input. Of a
+            nullable field, the type beside null.
         source: Where this is known from, for messages: "the schema of topic transactions".
     """
 
@@ -68,18 +74,21 @@ class Binding:
 
     Raises:
         BindingError: The signature itself asks for what can't be: an input without fields, a matrix of another width
-            than its fields, or one field as both text and number.
+            than its fields, a tensor no event could hold, one field as both text and number or as several tensors, or
+            an output no prediction can hold.
     """
 
     def __init__(self, signature: Signature) -> None:
-        dtypes: dict[str, DType] = {}
+        specs: dict[str, FieldSpec] = {}
         for entry in signature.inputs:
-            _check_input(entry)
-            for name in entry.fields:
-                dtypes[name] = _stricter(name, dtypes.get(name, entry.dtype), entry.dtype)
+            for spec in _specs(entry):
+                specs[spec.name] = _stricter(specs.get(spec.name, spec), spec)
+        for output in signature.outputs:
+            if output.dtype is DType.UINT8:
+                raise BindingError(f"output {output.name!r} is uint8, which no prediction can hold")
         self.signature = signature
-        self.specs = tuple(FieldSpec(name, dtypes[name]) for name in signature.fields)
-        self._dtypes = {entry.name: _numpy_dtype(entry.dtype) for entry in signature.inputs}
+        self.specs = tuple(specs[name] for name in signature.fields)
+        self._dtypes = {entry.name: numpy_dtype(entry.dtype) for entry in signature.inputs}
 
     def check(self, fields: EventFields) -> None:
         """Checks that events of these fields can feed the model.
@@ -100,14 +109,15 @@ class Binding:
         """The graph's inputs.
 
         Args:
-            columns: By event field, arrays `[N]` of the field's dtype (`specs`), strings as objects. Other numeric
-                dtypes are converted where no value changes its meaning; fields the model does not take are ignored.
+            columns: By event field, arrays `[N]` of the field's dtype (`specs`), strings as objects; `[N, d1, …, dk]`
+                for a tensor. Other numeric dtypes are converted where no value changes its meaning; fields the model
+                does not take are ignored.
 
         Returns:
-            By ONNX input, arrays `[N]`, `[N, 1]` or `[N, F]`, C-contiguous.
+            By ONNX input, arrays `[N]`, `[N, 1]`, `[N, F]` or `[N, d1, …, dk]`, C-contiguous.
 
         Raises:
-            BindingError: A field is missing, of another length, not one-dimensional, or does not convert.
+            BindingError: A field is missing, of another length or shape, or does not convert.
         """
         rows = self._rows(columns)
         feeds: dict[str, Array] = {}
@@ -115,7 +125,7 @@ class Binding:
             dtype = self._dtypes[entry.name]
             if len(entry.fields) == 1:
                 column = np.ascontiguousarray(_converted(entry.fields[0], columns[entry.fields[0]], dtype))
-                feeds[entry.name] = column.reshape(rows, 1) if len(entry.shape) == 2 else column
+                feeds[entry.name] = column.reshape(rows, 1) if entry.shape == (None, 1) else column
                 continue
             matrix = np.empty((rows, len(entry.fields)), dtype)
             for index, name in enumerate(entry.fields):
@@ -130,44 +140,55 @@ class Binding:
             column = columns.get(spec.name)
             if column is None:
                 raise BindingError(
-                    f"field {spec.name!r} is missing; the model needs it as {spec.dtype}" + _meant(spec.name, columns)
+                    f"field {spec.name!r} is missing; the model needs it as {spec.wanted}" + _meant(spec.name, columns)
                 )
-            if column.ndim != 1 or rows not in (-1, len(column)):
+            if column.ndim == 0 or column.shape[1:] != spec.dims or rows not in (-1, len(column)):
+                one = f"one value of shape {list(spec.dims)}" if spec.dims else "one value"
                 raise BindingError(
-                    f"field {spec.name!r} has shape {list(column.shape)}; every field needs one value per row"
+                    f"field {spec.name!r} has shape {list(column.shape)}; every field needs {one} per row"
                     + ("" if rows < 0 else f", {rows} here")
                 )
             rows = len(column)
         return max(rows, 0)
 
 
-def _check_input(entry: InputBinding) -> None:
-    width = len(entry.fields)
+def _specs(entry: InputBinding) -> list[FieldSpec]:
+    """The fields of one input, each as it is asked for."""
+    width, sizes = len(entry.fields), entry.shape[1:]
+    if width == 1 and entry.shape[:1] == (None,) and sizes not in ((), (1,)):
+        try:
+            return [FieldSpec(entry.fields[0], entry.dtype, sizes)]
+        except ValueError as error:
+            raise BindingError(
+                f"input {entry.name!r} of shape {list(entry.shape)} can't be fed from one field: {error}"
+            ) from error
     legal = entry.shape == (None, width) or (width == 1 and entry.shape == (None,))
     if not width or not legal:
         raise BindingError(
             f"input {entry.name!r} of shape {list(entry.shape)} can't be fed from {width} fields",
-            hint="An input is [N] or [N, 1] from one field, or [N, F] from F fields.",
+            hint="An input is [N] or [N, 1] from one field, [N, F] from F fields, or [N, d1, …, dk] from one field.",
         )
+    return [FieldSpec(name, entry.dtype) for name in entry.fields]
 
 
-def _stricter(field: str, one: DType, other: DType) -> DType:
+def _stricter(one: FieldSpec, other: FieldSpec) -> FieldSpec:
     if one == other:
         return one
-    if one not in _STRICTEST or other not in _STRICTEST:
-        raise BindingError(f"field {field!r} feeds both an input of {one} and one of {other}")
-    if DType.INT32 not in (one, other) and DType.INT64 not in (one, other):
-        return DType.FLOAT64  # narrowed for the float32 input, so that the other keeps its digits
-    return min(one, other, key=_STRICTEST.index)
+    if one.shape or other.shape or one.dtype not in _STRICTEST or other.dtype not in _STRICTEST:
+        raise BindingError(f"field {one.name!r} feeds both an input of {one.wanted} and one of {other.wanted}")
+    if {one.dtype, other.dtype} == _FLOATS:
+        return FieldSpec(one.name, DType.FLOAT64)  # narrowed for the float32 input, so that the other keeps its digits
+    return min(one, other, key=lambda spec: _STRICTEST.index(spec.dtype))
 
 
 def _fault(spec: FieldSpec, kinds: Mapping[str, str]) -> str | None:
     kind = kinds.get(spec.name)
     if kind is None:
-        return f"field {spec.name!r} ({spec.dtype}) is missing" + _meant(spec.name, kinds)
-    if kind not in _KINDS[spec.dtype]:
-        return f"field {spec.name!r} is {kind}, the model needs {spec.dtype}"
-    return None
+        return f"field {spec.name!r} ({spec.wanted}) is missing" + _meant(spec.name, kinds)
+    allowed = _KINDS[spec.dtype]
+    if spec.shape:
+        allowed = _RAW_KINDS | {array_of(item) for item in allowed}
+    return None if kind in allowed else f"field {spec.name!r} is {kind}, the model needs {spec.wanted}"
 
 
 def _meant(name: str, present: Mapping[str, object]) -> str:
@@ -176,19 +197,16 @@ def _meant(name: str, present: Mapping[str, object]) -> str:
     return f" (did you mean {folded[near[0]]!r}?)" if near else ""
 
 
-def _numpy_dtype(dtype: DType) -> np.dtype[np.generic]:
-    return np.dtype(object) if dtype is DType.STRING else np.dtype(dtype.value)
-
-
 def _converted(field: str, column: Array, dtype: np.dtype[np.generic]) -> Array:
     if column.dtype == dtype:
         return column
     if column.dtype.kind == "U" and dtype.kind == "O":
         return column.astype(object)
-    floats, integers = dtype.kind == "f" and column.dtype.kind in "fiu", dtype.kind == "i" and column.dtype.kind in "iu"
+    floats = dtype.kind == "f" and column.dtype.kind in "fiu"
+    integers = dtype.kind in "iu" and column.dtype.kind in "iu"
     if not (floats or integers):
         raise BindingError(f"field {field!r} is an array of {column.dtype}, the model needs {dtype}")
-    if integers and len(column) and not np.can_cast(column.dtype, dtype):
+    if integers and column.size and not np.can_cast(column.dtype, dtype):
         limits = np.iinfo(dtype.name)
         if int(column.min()) < limits.min or int(column.max()) > limits.max:
             raise BindingError(f"field {field!r} holds values that are no {dtype}")

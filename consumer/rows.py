@@ -16,8 +16,7 @@ import numpy as np
 from modelcast.errors import BindingError
 from modelcast.records import DType
 from modelcast.runtime import Array
-
-from .binding import FieldSpec
+from modelcast.tensors import FieldSpec
 
 
 @runtime_checkable

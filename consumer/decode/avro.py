@@ -2,7 +2,8 @@
 
 - The plan steps over the writer's fields in their order: runs of fixed-width fields as one window, everything else as
   one read down the column. Unions are read branch by branch, each on the rows that took it.
-- Arrays, maps and records that contain themselves are stepped over row by row (`walk`): no field a model takes is one.
+- Maps, records that contain themselves, and arrays no tensor is made from are stepped over row by row (`walk`). Arrays
+  a tensor is made from are read by `arrays`.
 - The specification is kept to where common readers are lax, so that an event's fate does not depend on the reader:
   a boolean is 0 or 1, an int fits 32 bits, an index names a symbol or branch, a varint fits 64 bits. Varints may be
   padded: the predictions of modelcast are.
@@ -11,28 +12,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from modelcast.avro import Schema
+from modelcast.tensors import FieldSpec
 
-from .cursor import MAX_WINDOW_BYTES, Cursor
-from .rules import Choice, Column, Flags, Numbers, Opaque, Rows, Symbols, Text
+from .arrays import Arrays, Reader
+from .columns import Choice, Column, Flags, Numbers, Opaque, Raw, Symbols, Text
+from .cursor import MAX_WINDOW_BYTES, Cursor, Rows
 from .walk import Names, Walk, named, type_name, walker
 
 # Types read as part of a window: numpy's code and the width.
 _NUMBERS = {"float": ("<f4", 4), "double": ("<f8", 8)}
 _INT_MIN, _INT_MAX = -(2**31), 2**31 - 1
-
-
-class Reader(Protocol):
-    """Reads one type down a column."""
-
-    def read(self, cursor: Cursor) -> Column: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,10 +39,10 @@ class AvroPlan:
     root: RecordReader
 
     @classmethod
-    def of(cls, schema: Schema, wanted: Collection[str]) -> AvroPlan:
+    def of(cls, schema: Schema, wanted: Sequence[FieldSpec]) -> AvroPlan:
         """Plans for the `wanted` top-level fields. A schema that is no record has none."""
         compiler = _Compiler()
-        return cls(compiler.record(schema.parsed, frozenset(wanted)))
+        return cls(compiler.record(schema.parsed, {spec.name: spec for spec in wanted}))
 
     def read(self, cursor: Cursor) -> Mapping[str, Column]:
         """Columns of the wanted fields the writer has. Afterwards rows short of their end have bytes left over."""
@@ -100,15 +97,19 @@ class _Field:
 
 
 @dataclass(frozen=True, slots=True)
-class _Fixed:
-    """Bytes of one width that are no number: fixed, or null of width 0."""
+class _Null:
+    def read(self, cursor: Cursor) -> Column:
+        return Opaque("null", len(cursor))
 
-    kind: str
+
+@dataclass(frozen=True, slots=True)
+class _Fixed:
     width: int
 
     def read(self, cursor: Cursor) -> Column:
+        starts = cursor.position
         cursor.skip(self.width)
-        return Opaque(self.kind, len(cursor))
+        return Raw("fixed bytes", cursor.buffer, starts, cursor.position)
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +148,8 @@ class _Bytes:
         lengths = cursor.length()
         starts = cursor.position
         cursor.skip(lengths)
-        return Text(cursor.buffer.data, starts, starts + lengths) if self.text else Opaque("bytes", len(cursor))
+        ends = starts + lengths
+        return Text(cursor.buffer.data, starts, ends) if self.text else Raw("bytes", cursor.buffer, starts, ends)
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,7 +205,7 @@ def _index(cursor: Cursor, count: int) -> Rows:
 
 
 _PRIMITIVES: Mapping[str, Reader] = {
-    "null": _Fixed("null", 0),
+    "null": _Null(),
     "boolean": _Boolean(),
     "int": _Integer(narrow=True),
     "long": _Integer(narrow=False),
@@ -221,7 +223,7 @@ class _Compiler:
         self._names: Names = {}
         self._open: set[str] = set()  # records being compiled: a reference to one is recursion
 
-    def record(self, schema: Any, wanted: frozenset[str]) -> RecordReader:
+    def record(self, schema: Any, wanted: Mapping[str, FieldSpec]) -> RecordReader:
         if type_name(schema) != "record":
             return RecordReader((_Field(None, self.reader(schema)),))
         self._names.update(named(schema))
@@ -230,7 +232,7 @@ class _Compiler:
         self._open.discard(schema["name"])
         return RecordReader(steps)
 
-    def _steps(self, fields: list[dict[str, Any]], wanted: frozenset[str]) -> Iterator[_Run | _Field]:
+    def _steps(self, fields: list[dict[str, Any]], wanted: Mapping[str, FieldSpec]) -> Iterator[_Run | _Field]:
         width, numbers = 0, dict[str, tuple[int, str]]()
         for field in fields:
             name = field["name"]
@@ -239,25 +241,29 @@ class _Compiler:
                 yield _Run(width, numbers)
                 width, numbers = 0, {}
             if not step:
-                yield _Field(name if name in wanted else None, self.reader(field["type"]))
+                yield _Field(name if name in wanted else None, self.reader(field["type"], wanted.get(name)))
             elif name in wanted:
                 numbers[name] = (width, code)
             width += step
         if width:
             yield _Run(width, numbers)
 
-    def reader(self, schema: Any) -> Reader:
+    def reader(self, schema: Any, spec: FieldSpec | None = None) -> Reader:
+        """For what `schema` describes, read for `spec`; None where no model takes it."""
         schema = self._resolve(schema)
         kind = type_name(schema)
         match kind:
             case "enum":
                 reader: Reader = _Enum(tuple(schema["symbols"]))
             case "fixed":
-                reader = _Fixed("fixed bytes", schema["size"])
+                reader = _Fixed(schema["size"])
             case "union":
-                reader = _Union(tuple(self.reader(branch) for branch in schema))
+                reader = _Union(tuple(self.reader(branch, spec) for branch in schema))
             case "record" if schema["name"] not in self._open:
-                reader = self.record(schema, frozenset())
+                reader = self.record(schema, {})
+            case "array" if spec is not None and spec.shape is not None:
+                items = self._resolve(schema["items"])
+                reader = Arrays.of(items, self.reader(items), self._names, spec.row_values)
             case _:
                 reader = _PRIMITIVES.get(kind) or _Walked(f"of type {kind}", walker(schema, self._names))
         return reader

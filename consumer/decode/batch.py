@@ -16,13 +16,14 @@ from typing import Protocol, cast
 import numpy as np
 
 from modelcast.avro import FRAME_BYTES, SINGLE_OBJECT_MARKER, Schema
-from modelcast.consumer.binding import FieldSpec
+from modelcast.tensors import FieldSpec, numpy_dtype
 
 from .avro import AvroPlan
-from .cursor import Buffer, Cursor
+from .columns import Column, Opaque
+from .cursor import Array, Buffer, Cursor, Mask, Rows
 from .json import decode_each
 from .json_lines import decode_together
-from .rules import NUMPY_TYPES, Array, Column, Fault, Mask, Opaque, PoisonEvent, Rows, Spoiled, convert
+from .rules import Fault, PoisonEvent, Spoiled, blank, convert
 
 __all__ = ["BatchDecoder", "DecodedBatch", "PoisonEvent", "SchemaSource"]
 
@@ -31,6 +32,8 @@ _MARKER = np.frombuffer(SINGLE_OBJECT_MARKER, "<u2")[0]
 
 # Events at once: about a megabyte, so that several passes over their bytes find them in the processor's cache.
 _BLOCK_ROWS = 4096
+# … and of tensors no more than this, each value counted as 64 bits: arrays are read by way of as many.
+_BLOCK_TENSOR_BYTES = 8 << 20
 
 
 class SchemaSource(Protocol):
@@ -71,13 +74,16 @@ class BatchDecoder:
         self._specs = tuple(specs)
         self._schemas = schemas
         self._avro: dict[bytes, AvroPlan] = {}
-        self._names = tuple(spec.name for spec in self._specs)
+        values = sum(spec.row_values for spec in self._specs if spec.shape is not None)
+        self._takes_tensors = values > 0
+        self._block_rows = max(1, min(_BLOCK_ROWS, _BLOCK_TENSOR_BYTES // (8 * max(1, values))))
 
     def decode(self, values: Sequence[bytes | None]) -> DecodedBatch:
         """Decodes events; raises nothing for what they hold."""
-        result = _Result(self._specs, len(values))
-        for start in range(0, len(values), _BLOCK_ROWS):
-            self._decode_block(values[start : start + _BLOCK_ROWS], start, result)
+        value_bytes = sum(len(value) for value in values if value) if self._takes_tensors else 0
+        result = _Result(self._specs, len(values), value_bytes)
+        for start in range(0, len(values), self._block_rows):
+            self._decode_block(values[start : start + self._block_rows], start, result)
         return result.batch()
 
     def _decode_block(self, values: Sequence[bytes | None], start: int, result: _Result) -> None:
@@ -116,13 +122,13 @@ class BatchDecoder:
             result.take(start + rows[lines.rows], lines.columns, ())
         alone = np.flatnonzero(left)
         if alone.size:
-            columns, spoiled = decode_each([buffer.value(row) for row in alone.tolist()], self._names)
+            columns, spoiled = decode_each([buffer.value(row) for row in alone.tolist()], self._specs)
             result.take(start + rows[alone], columns, spoiled)
 
     def _avro_plan(self, fingerprint: bytes) -> AvroPlan | None:
         plan = self._avro.get(fingerprint)
         if plan is None and (schema := self._schemas.find(fingerprint)) is not None:
-            plan = self._avro[fingerprint] = AvroPlan.of(schema, self._names)
+            plan = self._avro[fingerprint] = AvroPlan.of(schema, self._specs)
         return plan
 
 
@@ -158,11 +164,12 @@ def _structural(cursor: Cursor) -> tuple[Spoiled, ...]:
 class _Result:
     """Collects the groups of a batch at the places of their rows."""
 
-    def __init__(self, specs: Sequence[FieldSpec], size: int) -> None:
+    def __init__(self, specs: Sequence[FieldSpec], size: int, value_bytes: int) -> None:
         self._specs = specs
         self._size = size
         self._good: Mask = np.zeros(size, np.bool_)
         self._columns: dict[str, Array] = {}
+        self._tensors = {spec.name: _Tensor(spec, size, value_bytes) for spec in specs if spec.shape is not None}
         self._poison: list[PoisonEvent] = []
         # As a set that keeps its order. Their rows stay out: nobody can say yet what they hold.
         self.unknown: dict[bytes, None] = {}
@@ -174,11 +181,18 @@ class _Result:
         """Adds a group: columns over `rows`, and rows (counted within the group) whose structure is broken."""
         good: Mask = np.ones(len(rows), np.bool_)
         self._mark(rows, good, spoiled)
+        tensors = {}
         for spec in self._specs:
             array, faults = convert(columns.get(spec.name, Opaque("missing", len(rows))), spec)
             self._mark(rows, good, faults)
-            self._place(spec, rows, array)
+            if spec.shape is None:
+                self._place(spec, rows, array)
+            else:
+                tensors[spec.name] = array
         self._good[rows] = good
+        whole = bool(good.all())
+        for name, array in tensors.items():
+            self._tensors[name].add(*((rows, array) if whole else (rows[good], array[good])))
 
     def _mark(self, rows: Rows, good: Mask, spoiled: Sequence[Spoiled]) -> None:
         for entry in spoiled:
@@ -192,7 +206,7 @@ class _Result:
             return
         whole = self._columns.get(spec.name)
         if whole is None:
-            whole = self._columns[spec.name] = np.zeros(self._size, NUMPY_TYPES[spec.dtype])
+            whole = self._columns[spec.name] = blank(spec, self._size)
         whole[rows] = array
 
     def batch(self) -> DecodedBatch:
@@ -200,9 +214,49 @@ class _Result:
         whole = rows.size == self._size
         columns = {}
         for spec in self._specs:
+            if spec.shape is not None:
+                columns[spec.name] = self._tensors[spec.name].ordered()
+                continue
             array = self._columns.get(spec.name)
             if array is None:
-                array = np.zeros(self._size, NUMPY_TYPES[spec.dtype])
+                array = blank(spec, self._size)
             columns[spec.name] = array if whole else array[rows]
         poison = tuple(sorted(self._poison, key=lambda event: event.index))
         return DecodedBatch(columns, rows, poison, tuple(self.unknown))
+
+
+class _Tensor:
+    """The rows of one tensor, filled block after block; only good events have one.
+
+    So it takes memory for the bytes that came, however many of the events are poison.
+    """
+
+    def __init__(self, spec: FieldSpec, events: int, value_bytes: int) -> None:
+        self._spec = spec
+        # A value takes a byte of its event in the tersest of all forms, so there can't be more rows than this.
+        self._capacity = min(events, value_bytes // spec.row_values)
+        self._events = events
+        self._whole: Array | None = None
+        self._rows: list[Rows] = []
+        self._filled = 0
+
+    def add(self, rows: Rows, array: Array) -> None:
+        """Adds the rows of some events."""
+        if len(rows) == self._events:
+            self._whole, self._filled = array, self._events
+            return
+        if self._whole is None:
+            self._whole = np.empty((self._capacity, *self._spec.dims), numpy_dtype(self._spec.dtype))
+        self._whole[self._filled : self._filled + len(rows)] = array
+        self._filled += len(rows)
+        self._rows.append(rows)
+
+    def ordered(self) -> Array:
+        """All rows in the order of their events."""
+        if self._whole is None:
+            return blank(self._spec, 0)
+        filled = self._whole[: self._filled]
+        if len(self._rows) < 2:
+            return filled
+        order = np.concatenate(self._rows)
+        return filled if (np.diff(order) > 0).all() else filled[np.argsort(order)]

@@ -15,11 +15,15 @@ and no event can shift its neighbours.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from .rules import Array, Mask, Rows
+Array = npt.NDArray[Any]
+Rows = npt.NDArray[np.int64]
+Mask = npt.NDArray[np.bool_]
 
 # Bytes behind the last event, so that a window read at any row's end stays inside the buffer. A window is at most this
 # wide: 512 doubles in a row, far beyond the events models take; longer runs are read as several windows.
@@ -40,8 +44,6 @@ class Buffer:
         ends: One past the last byte of each value.
     """
 
-    __slots__ = ("data", "ends", "octets", "starts")
-
     def __init__(self, values: Sequence[bytes]) -> None:
         lengths = np.fromiter(map(len, values), np.int64, len(values))
         self.data = b"\n".join((*values, bytes(MAX_WINDOW_BYTES)))
@@ -51,6 +53,11 @@ class Buffer:
 
     def __len__(self) -> int:
         return len(self.ends)
+
+    @cached_property
+    def varint_ends(self) -> Rows:
+        """Where bytes stand that would end a varint."""
+        return np.flatnonzero(self.octets < _CONTINUES)
 
     def value(self, row: int) -> bytes:
         """One value as it was given."""

@@ -12,7 +12,10 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from .rules import Choice, Column, Fault, Flags, Numbers, Opaque, Spoiled, Strings
+from modelcast.tensors import FieldSpec
+
+from .columns import Choice, Column, Flags, Items, Numbers, Opaque, Strings
+from .rules import Fault, Spoiled
 
 # Brackets within brackets; fixed, because the interpreter's own limit depends on who called.
 _MAX_DEPTH = 100
@@ -20,8 +23,8 @@ _INT64_MIN, _INT64_MAX = -(2**63), 2**63 - 1
 _MISSING = object()
 
 
-def decode_each(values: Sequence[bytes], names: Sequence[str]) -> tuple[dict[str, Column], tuple[Spoiled, ...]]:
-    """Columns of the named fields over all values, and the rows that are no JSON object."""
+def decode_each(values: Sequence[bytes], specs: Sequence[FieldSpec]) -> tuple[dict[str, Column], tuple[Spoiled, ...]]:
+    """Columns of the fields over all values, and the rows that are no JSON object."""
     spoiled: list[Spoiled] = []
     events: list[Mapping[str, Any]] = []
     for row, value in enumerate(values):
@@ -30,7 +33,8 @@ def decode_each(values: Sequence[bytes], names: Sequence[str]) -> tuple[dict[str
         except ValueError as error:
             events.append({})
             spoiled.append(Spoiled(np.array([row]), Fault.INVALID_JSON, str(error)))
-    return {name: _column([event.get(name, _MISSING) for event in events]) for name in names}, tuple(spoiled)
+    columns = {spec.name: _column([event.get(spec.name, _MISSING) for event in events], spec) for spec in specs}
+    return columns, tuple(spoiled)
 
 
 def parse(value: bytes) -> Mapping[str, Any]:
@@ -73,12 +77,14 @@ def _no_constant(name: str) -> NoReturn:
 _DECODER = json.JSONDecoder(object_pairs_hook=tuple, parse_constant=_no_constant)
 
 
-def _column(values: list[Any]) -> Column:
-    """Values as JSON gave them, by kind."""
+def _column(values: Sequence[Any], spec: FieldSpec | None = None) -> Column:
+    """Values as JSON gave them, by kind; arrays as what `spec` wants."""
+    if all(type(value) is float for value in values):
+        return _part("float", values, spec)
     rows: dict[str, list[int]] = {}
     for row, value in enumerate(values):
         rows.setdefault(_kind(value), []).append(row)
-    parts = [(np.array(where), _part(kind, [values[row] for row in where])) for kind, where in rows.items()]
+    parts = [(np.array(where), _part(kind, [values[row] for row in where], spec)) for kind, where in rows.items()]
     return parts[0][1] if len(parts) == 1 else Choice(tuple(parts), len(values))
 
 
@@ -100,22 +106,27 @@ def _is_unicode(text: str) -> bool:
     return text.isascii() or not any("\ud800" <= character <= "\udfff" for character in text)
 
 
-def _part(kind: str, values: list[Any]) -> Column:
+def _part(kind: str, values: Sequence[Any], spec: FieldSpec | None) -> Column:
+    column: Column = Opaque(kind, len(values))
     match kind:
         case "int":
-            return Numbers(np.array(values, np.int64))
+            column = Numbers(np.array(values, np.int64))
         case "huge":
-            return Numbers(np.array([_as_float(value) for value in values]), whole=True, finite=True)
+            column = Numbers(np.array([_as_float(value) for value in values]), whole=True, finite=True)
         case "float":
-            return Numbers(np.array(values, np.float64), finite=True)
+            column = Numbers(np.array(values, np.float64), finite=True)
         case "bool":
-            return Flags(np.array(values, np.bool_))
+            column = Flags(np.array(values, np.bool_))
         case "str":
             strings = np.empty(len(values), np.object_)
             strings[:] = values
-            return Strings(strings)
-        case _:
-            return Opaque(kind, len(values))
+            column = Strings(strings)
+        case "an array" if spec is not None and spec.shape is not None:
+            lengths = np.array([len(value) for value in values])
+            rows = np.flatnonzero(lengths == spec.row_values)
+            items = [item for row in rows.tolist() for item in values[row]]
+            column = Items(lengths, rows, _column(items))
+    return column
 
 
 def _as_float(value: int) -> float:

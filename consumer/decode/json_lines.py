@@ -6,7 +6,8 @@ Polars reads lines of JSON strictly but for three things, and each is settled be
   but quotes, brackets, commas and colons, and every key of every event is compared with those of one event of the shape
   that was parsed strictly. In events of one shape without escapes, strings begin and end at the same quotes.
 - Anything becomes a string where one is asked for. Whether a value is a string is part of the shape.
-- A value of another kind, null or missing reads as null: such events are decoded one by one, to learn which it was.
+- A value of another kind, null or missing reads as null, and so does an item of an array: such events are decoded one
+  by one, to learn which it was. That an array is flat, and how long it is, is part of the shape.
 
 A line break inside an event would shift its neighbours: such events are decoded one by one, and so are escapes. One
 event that is no JSON fails the whole read, which is then repeated in blocks without the events that look like it.
@@ -22,12 +23,12 @@ import numpy as np
 import polars as pl
 from polars.exceptions import PanicException, PolarsError
 
-from modelcast.consumer.binding import FieldSpec
 from modelcast.records import DType
+from modelcast.tensors import FieldSpec
 
-from .cursor import MAX_WINDOW_BYTES, Buffer
+from .columns import Column, Flags, Items, Numbers, Strings
+from .cursor import MAX_WINDOW_BYTES, Buffer, Mask, Rows
 from .json import parse
-from .rules import Column, Flags, Mask, Numbers, Rows, Strings
 
 # Below this, reading one by one is faster than setting up a read together (measured: 1 ms against 15 µs an event).
 MIN_ROWS = 64
@@ -47,6 +48,7 @@ _POLARS_TYPES: Mapping[DType, type[pl.DataType]] = {
     DType.FLOAT64: pl.Float64,
     DType.INT32: pl.Int64,
     DType.INT64: pl.Int64,
+    DType.UINT8: pl.Int64,
     DType.BOOL: pl.Boolean,
     DType.STRING: pl.String,
 }
@@ -62,11 +64,19 @@ class Lines:
 
 @dataclass(frozen=True, slots=True)
 class _Key:
-    """A key at the top of an event: its bytes with quotes, the ordinal of its first quote, and whether text follows."""
+    """A key at the top of an event: its bytes with quotes, the ordinal of its first quote, the shape behind it."""
 
     token: bytes
     quote: int
-    holds_string: bool
+    follows: bytes
+
+    @property
+    def holds_string(self) -> bool:
+        return self.follows.startswith(b'"')
+
+    def holds_items(self, count: int) -> bool:
+        """Whether a flat array of so many numbers (or none, for one) follows."""
+        return self.follows.startswith(b"[%s]" % (b"," * (count - 1)))
 
 
 def decode_together(buffer: Buffer, specs: Sequence[FieldSpec]) -> Iterator[Lines]:
@@ -152,14 +162,15 @@ def _keys(value: bytes, shape: bytes) -> tuple[_Key, ...]:
         elif not quoted:
             depth += (octet in b"{[") - (octet in b"}]")
     return tuple(
-        _Key(b'"%s"' % name.encode(), quote, _text_follows(shape, place))
+        _Key(b'"%s"' % name.encode(), quote, _behind_colon(shape, place))
         for name, (quote, place) in zip(names, keys, strict=True)
     )
 
 
-def _text_follows(shape: bytes, place: int) -> bool:
+def _behind_colon(shape: bytes, place: int) -> bytes:
+    """What stands behind the key whose first quote is at `place`; nothing if no colon does."""
     colon = shape.index(b'"', place + 1) + 1
-    return shape[colon : colon + 2] == b':"'
+    return shape[colon + 1 :] if shape[colon : colon + 1] == b":" else b""
 
 
 def _have_keys(buffer: Buffer, rows: Rows, keys: Sequence[_Key], quotes: tuple[Rows, Rows]) -> Mask:
@@ -173,16 +184,36 @@ def _have_keys(buffer: Buffer, rows: Rows, keys: Sequence[_Key], quotes: tuple[R
     return same
 
 
-def _readable(keys: Sequence[_Key], specs: Sequence[FieldSpec]) -> tuple[FieldSpec, ...]:
-    """The fields to read; none where a text is asked for and another kind is there, for Polars would make it one."""
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """A field to read, and as what."""
+
+    name: str
+    dtype: pl.DataType
+    items: int  # the length of an array; 0 for any other value
+
+
+def _readable(keys: Sequence[_Key], specs: Sequence[FieldSpec]) -> tuple[_Wanted, ...]:
+    """The fields to read; none where one is of a kind that Polars would make into the one that is asked for."""
     by_token = {key.token: key for key in keys}
-    there = [(spec, by_token[token]) for spec in specs if (token := b'"%s"' % spec.name.encode()) in by_token]
-    if any(spec.dtype is DType.STRING and not key.holds_string for spec, key in there):
-        return ()
-    return tuple(spec for spec, _ in there)
+    wanted = []
+    for spec in specs:
+        key = by_token.get(b'"%s"' % spec.name.encode())
+        if key is None:
+            continue
+        number = _POLARS_TYPES[spec.dtype]()
+        if spec.shape is not None and key.holds_items(spec.row_values):
+            wanted.append(_Wanted(spec.name, pl.List(number), spec.row_values))
+        elif spec.shape is not None or spec.dtype is DType.STRING:
+            if not key.holds_string:
+                return ()
+            wanted.append(_Wanted(spec.name, pl.String(), 0))
+        else:
+            wanted.append(_Wanted(spec.name, number, 0))
+    return tuple(wanted)
 
 
-def _read(buffer: Buffer, rows: Rows, specs: Sequence[FieldSpec]) -> Iterator[Lines]:
+def _read(buffer: Buffer, rows: Rows, specs: Sequence[_Wanted]) -> Iterator[Lines]:
     """Reads events of one shape and the same keys; those of blocks that can't be read are left out."""
     lines = _attempt(buffer, rows, specs)
     if lines is not None:
@@ -195,31 +226,46 @@ def _read(buffer: Buffer, rows: Rows, specs: Sequence[FieldSpec]) -> Iterator[Li
             yield lines
 
 
-def _attempt(buffer: Buffer, rows: Rows, specs: Sequence[FieldSpec]) -> Lines | None:
+def _attempt(buffer: Buffer, rows: Rows, specs: Sequence[_Wanted]) -> Lines | None:
     text = buffer.text() if len(rows) == len(buffer) else b"\n".join([buffer.value(row) for row in rows.tolist()])
     frame = _frame(text, specs)
     return None if frame is None or frame.height != len(rows) else _lines(frame, rows, specs)
 
 
-def _frame(text: bytes, specs: Sequence[FieldSpec]) -> pl.DataFrame | None:
-    schema = {spec.name: _POLARS_TYPES[spec.dtype] for spec in specs}
+def _frame(text: bytes, specs: Sequence[_Wanted]) -> pl.DataFrame | None:
+    schema = {spec.name: spec.dtype for spec in specs}
     try:
         return pl.read_ndjson(io.BytesIO(text), schema=schema, ignore_errors=True)
     except (PolarsError, PanicException):  # some event is no JSON; which one, Polars does not say
         return None
 
 
-def _lines(frame: pl.DataFrame, rows: Rows, specs: Sequence[FieldSpec]) -> Lines:
-    columns = frame.get_columns()
-    if any(column.null_count() for column in columns):
-        whole = frame.select(~pl.any_horizontal(pl.all().is_null())).to_series().to_numpy()
+def _lines(frame: pl.DataFrame, rows: Rows, specs: Sequence[_Wanted]) -> Lines:
+    whole: Mask = np.ones(len(rows), np.bool_)
+    for spec, column in zip(specs, frame.get_columns(), strict=True):
+        if column.null_count():
+            whole &= column.is_not_null().to_numpy()
+        if spec.items:
+            whole &= _are_whole(column, spec.items)
+    if not whole.all():
         frame, rows = frame.filter(whole), rows[whole]
-        columns = frame.get_columns()
-    return Lines(rows, {spec.name: _column(column) for spec, column in zip(specs, columns, strict=True)})
+    return Lines(rows, {spec.name: _column(column) for spec, column in zip(specs, frame.get_columns(), strict=True)})
+
+
+def _are_whole(arrays: pl.Series, count: int) -> Mask:
+    """Which rows are arrays of so many items without a null among them."""
+    whole: Mask = (arrays.list.len() == count).fill_null(value=False).to_numpy().astype(np.bool_)
+    items = arrays.filter(whole).explode()
+    if items.null_count():
+        whole[whole] = items.is_not_null().to_numpy().reshape(-1, count).all(axis=1)
+    return whole
 
 
 def _column(series: pl.Series) -> Column:
     match series.dtype:
+        case pl.List():
+            lengths = series.list.len().to_numpy().astype(np.int64)
+            return Items(lengths, np.arange(len(series)), _column(series.explode()))
         case pl.String:
             return Strings(series.to_numpy())
         case pl.Boolean:

@@ -5,6 +5,12 @@
   float ← any number · int ← an integer in range · string ← string or enum · bool ← boolean.
 - A number too large for a 32-bit float is out of range; NaN and the infinities pass where the format has them
   (Avro), and are not JSON.
+- A field for an input `[N, d1, …, dk]` holds the whole row, V = d1·…·dk values, last dimension fastest, in one of two
+  forms, and of the right length in either:
+  raw: exactly the V values' bytes, little-endian, of the input's own type (uint8, int32, int64, float32, float64):
+  Avro bytes or fixed; a string, of Avro or JSON, that is base64 of them (RFC 4648, section 4: padded, no line breaks);
+  numbers: an array of exactly V numbers, not nested, each valid as a field of one value would be. The length is looked
+  at first, then the items in order: the first that is not valid says what is wrong.
 - Fields the model does not need are stepped over: their structure must hold, their meaning is not looked at.
 - No JSON object of an event names a key twice.
 - A broken structure outweighs what is wrong with a field; of several fields the first the model names is reported.
@@ -16,29 +22,18 @@ Conversions work on whole columns; a column of one row is judged by the same cod
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from typing import cast
 
 import numpy as np
-import numpy.typing as npt
 
-from modelcast.consumer.binding import FieldSpec
 from modelcast.records import DType
+from modelcast.tensors import LAYOUTS, FieldSpec, from_base64, from_bytes, numpy_dtype
 
-Array = npt.NDArray[Any]
-Rows = npt.NDArray[np.int64]
-Mask = npt.NDArray[np.bool_]
-
-NUMPY_TYPES: dict[DType, Any] = {
-    DType.FLOAT32: np.float32,
-    DType.FLOAT64: np.float64,
-    DType.INT32: np.int32,
-    DType.INT64: np.int64,
-    DType.BOOL: np.bool_,
-    DType.STRING: np.object_,
-}
+from .columns import Choice, Column, Flags, Items, Numbers, Raw, Strings, Symbols, Text
+from .cursor import Array, Mask, Rows
 
 
 class Fault(StrEnum):
@@ -53,6 +48,7 @@ class Fault(StrEnum):
     NULL_FIELD = "NullField"
     WRONG_TYPE = "WrongType"
     OUT_OF_RANGE = "OutOfRange"
+    WRONG_LENGTH = "WrongLength"  # a tensor of too many or too few values
     UNKNOWN_SCHEMA = "UnknownSchema"  # for the caller, once it gives up on a fingerprint
 
 
@@ -80,126 +76,23 @@ class Spoiled:
     message: str
 
 
-@dataclass(frozen=True, slots=True)
-class Numbers:
-    """Integers (int64) or floats of one column.
-
-    Attributes:
-        whole: The floats stand for integers that 64 bits can't hold.
-        finite: The format has no infinities: one here was a number too large.
-    """
-
-    values: Array
-    whole: bool = False
-    finite: bool = False
-
-    @property
-    def kind(self) -> str:
-        return "an integer" if self.whole or self.values.dtype.kind == "i" else "a float"
-
-    def __len__(self) -> int:
-        return len(self.values)
-
-
-@dataclass(frozen=True, slots=True)
-class Flags:
-    """Booleans of one column."""
-
-    values: Mask
-
-    @property
-    def kind(self) -> str:
-        return "a boolean"
-
-    def __len__(self) -> int:
-        return len(self.values)
-
-
-@dataclass(frozen=True, slots=True)
-class Text:
-    """UTF-8 slices of a buffer."""
-
-    data: bytes
-    starts: Rows
-    ends: Rows
-
-    @property
-    def kind(self) -> str:
-        return "a string"
-
-    def __len__(self) -> int:
-        return len(self.starts)
-
-
-@dataclass(frozen=True, slots=True)
-class Strings:
-    """Strings as Python holds them, in an object array."""
-
-    values: Array
-
-    @property
-    def kind(self) -> str:
-        return "a string"
-
-    def __len__(self) -> int:
-        return len(self.values)
-
-
-@dataclass(frozen=True, slots=True)
-class Symbols:
-    """An enum's column: indices into its symbols."""
-
-    indices: Rows
-    symbols: tuple[str, ...]
-
-    @property
-    def kind(self) -> str:
-        return "an enum"
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-
-@dataclass(frozen=True, slots=True)
-class Opaque:
-    """A column no field of a model can be made from; `kind` says what it holds.
-
-    "null" and "missing" have faults of their own; anything else reads as in "the field is an array".
-    """
-
-    kind: str
-    size: int
-
-    def __len__(self) -> int:
-        return self.size
-
-
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """A column of several kinds: for each, the rows it holds and their values in that order."""
-
-    parts: tuple[tuple[Rows, Column], ...]
-    size: int
-
-    @property
-    def kind(self) -> str:
-        return "of several kinds"
-
-    def __len__(self) -> int:
-        return self.size
-
-
-Column = Numbers | Flags | Text | Strings | Symbols | Opaque | Choice
-
-
 Converted = tuple[Array, tuple[Spoiled, ...]]
 
 
 def convert(column: Column, spec: FieldSpec) -> Converted:
-    """A column as the array a model wants, and the rows it can't be made from (whose values mean nothing)."""
+    """A column as the array a model wants, and the rows it can't be made from (whose values mean nothing).
+
+    The array is `[N]`, or `[N, d1, …, dk]` for a tensor.
+    """
     if isinstance(column, Choice):
         return _to_one(column, spec)
-    return _CONVERSIONS[spec.dtype](column, spec) or _refuse(column, spec)
+    made = _CONVERSIONS[spec.dtype](column, spec) if spec.shape is None else _to_tensor(column, spec)
+    return made or _refuse(column, spec)
+
+
+def blank(spec: FieldSpec, count: int) -> Array:
+    """What stands where there is no value."""
+    return np.zeros((count, *spec.dims), numpy_dtype(spec.dtype))
 
 
 def _to_float(column: Column, spec: FieldSpec) -> Converted | None:
@@ -209,20 +102,20 @@ def _to_float(column: Column, spec: FieldSpec) -> Converted | None:
     values = column.values if column.values.dtype.kind == "f" else column.values.astype(np.float64)
     with np.errstate(over="ignore", invalid="ignore"):  # signalling NaNs are NaNs
         # Contiguous even where the type is right already: a column may be a view into wider rows.
-        converted = values.astype(NUMPY_TYPES[spec.dtype], order="C")
+        converted = values.astype(numpy_dtype(spec.dtype), order="C")
     if converted.itemsize >= values.itemsize and not column.finite:
         return converted, ()
     beyond = np.isinf(converted) & (np.isfinite(values) | column.finite)
-    return converted, _spoiled(beyond, Fault.OUT_OF_RANGE, f"field {spec.name!r} is too large for {spec.dtype}")
+    return converted, spoiled(beyond, Fault.OUT_OF_RANGE, f"field {spec.name!r} is too large for {spec.dtype}")
 
 
 def _to_integer(column: Column, spec: FieldSpec) -> Converted | None:
     if not isinstance(column, Numbers) or not (column.whole or column.values.dtype.kind == "i"):
         return None
-    values, limits = column.values, np.iinfo(NUMPY_TYPES[spec.dtype])
+    values, limits = column.values, np.iinfo(spec.dtype.value)
     beyond = np.ones(len(values), np.bool_) if column.whole else (values < limits.min) | (values > limits.max)
     converted = np.zeros(len(values), limits.dtype) if column.whole else values.astype(limits.dtype, copy=False)
-    return converted, _spoiled(beyond, Fault.OUT_OF_RANGE, f"field {spec.name!r} does not fit {spec.dtype}")
+    return converted, spoiled(beyond, Fault.OUT_OF_RANGE, f"field {spec.name!r} does not fit {spec.dtype}")
 
 
 def _to_boolean(column: Column, spec: FieldSpec) -> Converted | None:  # noqa: ARG001  (one shape for all conversions)
@@ -246,9 +139,94 @@ _CONVERSIONS: Mapping[DType, Callable[[Column, FieldSpec], Converted | None]] = 
     DType.FLOAT64: _to_float,
     DType.INT32: _to_integer,
     DType.INT64: _to_integer,
+    DType.UINT8: _to_integer,
     DType.BOOL: _to_boolean,
     DType.STRING: _to_strings,
 }
+
+
+def _to_tensor(column: Column, spec: FieldSpec) -> Converted | None:
+    match column:
+        case Raw():
+            return _of_raw(column, spec)
+        case Items():
+            return _of_items(column, spec)
+        case Text(data, starts, ends):
+            return _of_base64(
+                [data[start:end] for start, end in zip(starts.tolist(), ends.tolist(), strict=True)], spec
+            )
+        case Strings(values):
+            return _of_base64(values.tolist(), spec)
+        case _:
+            return None
+
+
+def _of_raw(raw: Raw, spec: FieldSpec) -> Converted:
+    wrong = raw.ends - raw.starts != spec.row_bytes
+    if not wrong.any():
+        return _gathered(raw, raw.starts, spec), ()
+    tensor = blank(spec, len(raw))
+    right = np.flatnonzero(~wrong)
+    if right.size:
+        tensor[right] = _gathered(raw, raw.starts[right], spec)
+    return tensor, _of_wrong_length(wrong, "bytes", spec)
+
+
+def _gathered(raw: Raw, starts: Rows, spec: FieldSpec) -> Array:
+    """Rows of the right length, so that each ends within the buffer."""
+    if not starts.size:
+        return blank(spec, 0)
+    items: Array = raw.buffer.window(starts, spec.row_bytes).view(LAYOUTS[spec.dtype])
+    tensor: Array = items.reshape(len(starts), *spec.dims).astype(numpy_dtype(spec.dtype), copy=False)
+    return tensor
+
+
+def _of_base64(texts: Sequence[str | bytes], spec: FieldSpec) -> Converted:
+    pieces = list(map(from_base64, texts))
+    if all(piece is not None and len(piece) == spec.row_bytes for piece in pieces):
+        return from_bytes(b"".join(cast("list[bytes]", pieces)), spec), ()
+    nothing = bytes(spec.row_bytes)
+    whole = (piece if piece is not None and len(piece) == spec.row_bytes else nothing for piece in pieces)
+    broken = np.fromiter((piece is None for piece in pieces), np.bool_, len(pieces))
+    wrong = np.fromiter((len(piece or b"") != spec.row_bytes for piece in pieces), np.bool_, len(pieces))
+    return from_bytes(b"".join(whole), spec), (
+        *spoiled(broken, Fault.WRONG_TYPE, f"field {spec.name!r} is a string that is no base64"),
+        *_of_wrong_length(wrong & ~broken, "bytes", spec),
+    )
+
+
+def _of_items(items: Items, spec: FieldSpec) -> Converted:
+    one = FieldSpec(spec.name, spec.dtype)
+    values, faults = convert(items.values, one)
+    found = _first_of_each_row(faults, items.rows, spec.row_values)
+    wrong = items.lengths != spec.row_values
+    if not wrong.any():
+        return values.reshape(len(items), *spec.dims), found
+    tensor = blank(spec, len(items))
+    tensor[items.rows] = values.reshape(len(items.rows), *spec.dims)
+    return tensor, (*_of_wrong_length(wrong, "items", spec), *found)
+
+
+def _first_of_each_row(faults: Sequence[Spoiled], rows: Rows, width: int) -> tuple[Spoiled, ...]:
+    """What is wrong with items, as what is wrong with their rows: with the first such item of each."""
+    if not faults:
+        return ()
+    places = np.concatenate([entry.rows for entry in faults])
+    kinds = np.repeat(np.arange(len(faults)), [len(entry.rows) for entry in faults])
+    order = np.argsort(places, kind="stable")
+    owners, first = np.unique(places[order] // width, return_index=True)
+    kinds = kinds[order][first]
+    return tuple(
+        Spoiled(rows[owners[kinds == kind]], entry.fault, f"an item of {entry.message}")
+        for kind, entry in enumerate(faults)
+        if (kinds == kind).any()
+    )
+
+
+def _of_wrong_length(mask: Mask, what: str, spec: FieldSpec) -> tuple[Spoiled, ...]:
+    return spoiled(
+        mask, Fault.WRONG_LENGTH, f"field {spec.name!r} has too many or too few {what}, the model takes {spec.wanted}"
+    )
 
 
 def _decoded(text: Text, spec: FieldSpec) -> Converted:
@@ -260,7 +238,7 @@ def _decoded(text: Text, spec: FieldSpec) -> Converted:
     except UnicodeDecodeError:
         strings[:] = [piece.decode(errors="replace") for piece in pieces]
         broken = np.fromiter((not _is_utf8(piece) for piece in pieces), np.bool_, len(pieces))
-        return strings, _spoiled(broken, Fault.WRONG_TYPE, f"field {spec.name!r} is not UTF-8")
+        return strings, spoiled(broken, Fault.WRONG_TYPE, f"field {spec.name!r} is not UTF-8")
     return strings, ()
 
 
@@ -273,13 +251,13 @@ def _is_utf8(piece: bytes) -> bool:
 
 
 def _to_one(choice: Choice, spec: FieldSpec) -> Converted:
-    merged = np.zeros(len(choice), dtype=NUMPY_TYPES[spec.dtype])
-    spoiled: list[Spoiled] = []
+    merged = blank(spec, len(choice))
+    found: list[Spoiled] = []
     for rows, part in choice.parts:
         values, bad = convert(part, spec)
         merged[rows] = values
-        spoiled += [Spoiled(rows[entry.rows], entry.fault, entry.message) for entry in bad]
-    return merged, tuple(spoiled)
+        found += [Spoiled(rows[entry.rows], entry.fault, entry.message) for entry in bad]
+    return merged, tuple(found)
 
 
 def _refuse(column: Column, spec: FieldSpec) -> Converted:
@@ -289,10 +267,11 @@ def _refuse(column: Column, spec: FieldSpec) -> Converted:
         case "null":
             fault, message = Fault.NULL_FIELD, f"field {spec.name!r} is null"
         case kind:
-            fault, message = Fault.WRONG_TYPE, f"field {spec.name!r} is {kind}, the model takes {spec.dtype}"
-    return np.zeros(len(column), NUMPY_TYPES[spec.dtype]), _spoiled(np.ones(len(column), np.bool_), fault, message)
+            fault, message = Fault.WRONG_TYPE, f"field {spec.name!r} is {kind}, the model takes {spec.wanted}"
+    return blank(spec, len(column)), spoiled(np.ones(len(column), np.bool_), fault, message)
 
 
-def _spoiled(mask: Mask, fault: Fault, message: str) -> tuple[Spoiled, ...]:
+def spoiled(mask: Mask, fault: Fault, message: str) -> tuple[Spoiled, ...]:
+    """The rows of a mask, if any, with what is wrong with them."""
     rows = np.flatnonzero(mask)
     return (Spoiled(rows, fault, message),) if rows.size else ()

@@ -59,6 +59,41 @@ def walker(schema: Any, names: Mapping[str, Any]) -> Walk:
     return walk
 
 
+@dataclass(frozen=True, slots=True)
+class WalkedArray:
+    """One array that was stepped over.
+
+    Attributes:
+        stop: The place behind it.
+        length: How many items it has; where they are more than were to be kept, more than that.
+        starts: Where the first of them begin.
+    """
+
+    stop: int
+    length: int
+    starts: list[int]
+
+
+# From a position and the row's end to the array there, the starts of so many items kept; None if the row holds none.
+ArrayWalk = Callable[[bytes, int, int, int], "WalkedArray | None"]
+
+
+def array_walker(items: Any, names: Mapping[str, Any]) -> ArrayWalk:
+    """A walk over arrays of `items`, whose references are in `names`."""
+    known = {**names, **named(items)}
+
+    def walk(data: bytes, start: int, end: int, keep: int) -> WalkedArray | None:
+        row = _Row(data, start, end, known)
+        starts: list[int] = []
+        try:
+            length = row.blocks((items,), 1, starts, keep)
+        except _BrokenError:
+            return None
+        return WalkedArray(row.position, min(length, keep + 1), starts)
+
+    return walk
+
+
 class _BrokenError(Exception):
     """The row does not hold what was to be stepped over."""
 
@@ -130,15 +165,23 @@ class _Row:
             raise _BrokenError
         return index
 
-    def blocks(self, items: tuple[Any, ...], depth: int) -> None:
+    def blocks(self, items: tuple[Any, ...], depth: int, starts: list[int] | None = None, keep: int = 0) -> int:
+        """Steps over the blocks of an array or map; gives its length, and the starts of its first `keep` items."""
+        length = 0
         while count := self.varint(64):
             size = self.varint(64) if count < 0 else None
             start = self.position
-            for _ in range(abs(count)):
+            for number in range(abs(count)):
                 before = self.position
+                if starts is not None and len(starts) < keep:
+                    starts.append(before)
                 for item in items:
                     self.step(item, depth)
                 if self.position == before:  # an item without bytes: so are all the others
+                    if starts is not None:
+                        starts += [before] * min(abs(count) - number - 1, keep - len(starts))
                     break
             if size is not None and self.position - start != size:
                 raise _BrokenError
+            length += abs(count)
+        return length

@@ -9,9 +9,9 @@ import numpy as np
 from hypothesis import strategies as st
 
 from modelcast.avro import Schema
-from modelcast.consumer.binding import FieldSpec
 from modelcast.consumer.decode.batch import BatchDecoder, DecodedBatch
 from modelcast.records import DType
+from modelcast.tensors import LAYOUTS, FieldSpec
 
 from .decode_reference import fate
 
@@ -22,6 +22,7 @@ DTYPES: Mapping[DType, Any] = {
     DType.INT64: np.int64,
     DType.BOOL: np.bool_,
     DType.STRING: np.object_,
+    DType.UINT8: np.uint8,
 }
 
 
@@ -37,18 +38,25 @@ class Schemas:
         return self.by_fingerprint.get(fingerprint)
 
 
+SHAPES = [(3,), (1, 1), (2, 2), (4,)]
+
+
+def spec_of(name: str) -> st.SearchStrategy[FieldSpec]:
+    """A field of one value of any type, or the whole row of a tensor."""
+    values = st.builds(FieldSpec, st.just(name), st.sampled_from(DType))
+    return values | st.builds(FieldSpec, st.just(name), st.sampled_from(list(LAYOUTS)), st.sampled_from(SHAPES))
+
+
 def specs_of(names: Sequence[str]) -> st.SearchStrategy[list[FieldSpec]]:
     """Some of the fields, each as some type; one of them may be a field nobody has."""
     several = st.lists(st.sampled_from([*names, "nobody's"]), min_size=1, max_size=len(names), unique=True)
-    return several.flatmap(
-        lambda chosen: st.tuples(*(st.builds(FieldSpec, st.just(name), st.sampled_from(DType)) for name in chosen)).map(
-            list
-        )
-    )
+    return several.flatmap(lambda chosen: st.tuples(*map(spec_of, chosen)).map(list))
 
 
 def bits(value: Any, dtype: DType) -> Any:
     """A value so that equal means the same bits; NaNs are one."""
+    if isinstance(value, np.ndarray):
+        return tuple(bits(item, dtype) for item in value.reshape(-1))
     if dtype not in (DType.FLOAT32, DType.FLOAT64):
         return value if isinstance(value, str) else value.item()
     return b"nan" if np.isnan(value) else value.tobytes()
@@ -69,7 +77,8 @@ def check(values: Sequence[bytes | None], specs: Sequence[FieldSpec], schemas: S
     for place, spec in enumerate(specs):
         column = batch.columns[spec.name]
         assert column.dtype == DTYPES[spec.dtype]
-        assert len(column) == len(rows)
+        assert column.shape == (len(rows), *spec.dims)
+        assert column.flags.c_contiguous
         got = [bits(value, spec.dtype) for value in column]
         assert got == [want[row][place] for row in rows]  # type: ignore[index]
     return batch

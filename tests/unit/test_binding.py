@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modelcast.consumer.binding import Binding, EventFields, FieldSpec
+from modelcast.consumer.binding import Binding, EventFields
 from modelcast.errors import BindingError
 from modelcast.records import DType, InputBinding, Signature
+from modelcast.tensors import FieldSpec
 
 
 def binding(*inputs: InputBinding) -> Binding:
@@ -29,6 +30,7 @@ ALLOWED = {
     DType.FLOAT64: {"int", "long", "float", "double"},
     DType.INT32: {"int", "long"},
     DType.INT64: {"int", "long"},
+    DType.UINT8: {"int", "long"},
     DType.STRING: {"string", "enum"},
     DType.BOOL: {"boolean"},
 }
@@ -87,7 +89,7 @@ def test_a_field_that_is_text_and_number_at_once_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("fields", "shape"), [((), (None, 0)), (("a", "b"), (None, 3)), (("a",), (None, 1, 1)), (("a",), (1,))]
+    ("fields", "shape"), [((), (None, 0)), (("a", "b"), (None, 3)), (("a",), (None, None, 1)), (("a",), (1,))]
 )
 def test_an_input_whose_shape_is_not_its_fields_is_refused(
     fields: tuple[str, ...], shape: tuple[int | None, ...]

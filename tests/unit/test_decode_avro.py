@@ -12,11 +12,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from modelcast.avro import Schema
-from modelcast.consumer.binding import FieldSpec
 from modelcast.consumer.decode.batch import BatchDecoder
 from modelcast.consumer.decode.rules import Fault
 from modelcast.errors import WireError
 from modelcast.records import DType
+from modelcast.tensors import FieldSpec
 
 from .decode_checks import Schemas, check, damaged, specs_of
 

@@ -12,10 +12,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from modelcast.avro import Schema
-from modelcast.consumer.binding import FieldSpec
 from modelcast.consumer.decode import json_lines
 from modelcast.consumer.decode.batch import BatchDecoder
 from modelcast.records import DType
+from modelcast.tensors import FieldSpec
 
 from .decode_checks import Schemas, check, damaged, specs_of
 

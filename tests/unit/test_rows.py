@@ -9,10 +9,11 @@ import numpy as np
 import polars as pl
 import pytest
 
-from modelcast.consumer.binding import Binding, FieldSpec
+from modelcast.consumer.binding import Binding
 from modelcast.consumer.rows import columns_of
 from modelcast.errors import BindingError
 from modelcast.records import DType, InputBinding, Signature
+from modelcast.tensors import FieldSpec
 
 AMOUNT = FieldSpec("amount", DType.FLOAT32)
 COUNT = FieldSpec("count", DType.INT64)
