@@ -50,6 +50,15 @@ def publish(
     resend: Annotated[
         bool, typer.Option("--resend", help="Send unchanged files too: mends chunks damaged on the topic.")
     ] = False,
+    store: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="Put the files there instead of on the log: s3://BUCKET/PREFIX, file:///FOLDER. Readers have to allow "
+            "it (MODELCAST_STORES, score --store-allowed). Credentials for s3 come from the environment, as for AWS's "
+            "own tools.",
+        ),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Do everything but the writing, and say what would be written.")
     ] = False,
@@ -79,6 +88,7 @@ def publish(
             message=message,
             release=release,
             resend=resend,
+            store=store,
             dry_run=dry_run,
             on_step=shown.step,
             on_progress=shown.moved,
@@ -98,7 +108,8 @@ def _text(published: Published) -> str:
     else:
         lines = [f"Published {name}{', [green]released[/green]' if published.release else ''}"]
         sent = f"{published.bytes_sent:,} of {published.bytes_total:,} bytes sent"
-    lines += [published.manifest.digest, sent]
+    where = f" to {escape(published.manifest.store)}" if published.manifest.store else ""
+    lines += [published.manifest.digest, sent + where]
     if published.metrics:
         lines.append(escape(" ".join(f"{name}={value:g}" for name, value in sorted(published.metrics.items()))))
     lines += [f"required: {escape(gate)}" for gate in published.gates]

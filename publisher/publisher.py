@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, ParamSpec, Self
 from modelcast.config import Connection
 from modelcast.errors import UsageError
 from modelcast.files.fetch import Fetcher
+from modelcast.files.store import FileStore
 from modelcast.names import check_model_name
 from modelcast.records import Release
 from modelcast.registry.image import ModelEntry
@@ -100,6 +101,7 @@ class ModelPublisher:
         message: str = "",
         release: bool = False,
         resend: bool = False,
+        store: str | None = None,
         dry_run: bool = False,
         progress: bool = False,
         on_step: Callable[[str], None] | None = None,
@@ -124,6 +126,8 @@ class ModelPublisher:
             message: Words for the history.
             release: Whether this version goes live.
             resend: Sends files that live versions have too, which mends damaged chunks of all of them.
+            store: URL of an object store or folder (`s3://bucket/prefix`, `file:///folder`) that the files go to in the
+                place of the log; consumers have to be allowed to read it. See `modelcast.files.store`.
             dry_run: Does everything but the writing; the result says what would be written.
             progress: Draws how far it is, on a terminal or in a notebook.
             on_step: Told each step's name as it starts.
@@ -135,6 +139,7 @@ class ModelPublisher:
             GateError: A requirement was not met; nothing was published.
             FencedError: Other publishers of this model took over again and again.
             BrokerError: Kafka is not there, or refused.
+            StoreError: The store is not there, or refused.
         """
         from .gatekeeper import Gatekeeper
         from .prepare import prepare  # brings the converters, which a release need not wait for
@@ -149,6 +154,9 @@ class ModelPublisher:
             shown = stack.enter_context(PublishProgress()) if progress else None
             tell = _each(on_step, shown.step if shown else None)
             moved = _each(on_progress, shown.moved if shown else None)
+            files = None if store is None else stack.enter_context(FileStore(store))
+            if files is not None:
+                files.check()
             evaluation = self._evaluation(evaluate, label, score_output)
             gatekeeper = Gatekeeper(require, metrics or {}, evaluation, tell=tell, progress=moved)
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="modelcast-")))
@@ -156,7 +164,14 @@ class ModelPublisher:
             gatekeeper.admit(prepared)
             if dry_run:
                 return self._registry.rehearse(
-                    model, prepared, release=release, message=message, metrics=metrics, resend=resend, gate=gatekeeper
+                    model,
+                    prepared,
+                    release=release,
+                    message=message,
+                    metrics=metrics,
+                    resend=resend,
+                    gate=gatekeeper,
+                    store=files,
                 )
 
             def gate(entry: ModelEntry) -> GateReport:
@@ -173,6 +188,7 @@ class ModelPublisher:
                 resend=resend,
                 progress=moved,
                 gate=gate,
+                store=files,
             )
 
     def release(self, model: str, version: int, *, message: str = "") -> Release:

@@ -11,10 +11,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from modelcast import codec
 from modelcast.errors import UsageError
+from modelcast.files.store import FileStore
 from modelcast.log import Log
 from modelcast.records import ChunkHint, Manifest, Release
 from modelcast.registry.image import ModelEntry
@@ -73,11 +75,13 @@ class RegistryWriter:
         resend: bool = False,
         progress: Progress | None = None,
         gate: Gate | None = None,
+        store: FileStore | None = None,
     ) -> Published:
         """Puts a prepared model on the log as the next version, and releases it if asked.
 
         Args:
             resend: Sends files that live versions have too, which mends damaged chunks of all of them.
+            store: Where the files go in the place of the log.
             gate: Asked, each time the id was taken and before anything is sent, whether this version may follow what
                 the registry says of the model; raises if not.
 
@@ -86,19 +90,26 @@ class RegistryWriter:
             GateError: The gate is closed.
             FencedError: Others took the model's id over again and again, and nothing was sent meanwhile.
             BrokerError: Kafka is not there, or a topic's limit is too small for a chunk.
+            StoreError: The store is not there, or refuses.
         """
         uploader: Uploader | None = None
         sent = 0
 
         def plan(hold: ModelHold) -> Change[Published]:
             nonlocal uploader, sent
-            manifest = self._checked(hold, prepared, message, metrics or {}, gate)
-            uploader = uploader or Uploader(self.holder.log, self.holder.topics, model, hold.repository)
-            upload = uploader.upload(prepared.directory, prepared.files, hold.entry, progress, resend=resend)
-            sent += upload.bytes_sent
+            manifest = self._checked(hold, prepared, message, metrics or {}, gate, store)
+            hints: tuple[ChunkHint, ...] = ()
+            if store is None:
+                uploader = uploader or Uploader(self.holder.log, self.holder.topics, model, hold.repository)
+                upload = uploader.upload(prepared.directory, prepared.files, hold.entry, progress, resend=resend)
+                hints = upload.hints
+                sent += upload.bytes_sent
+            else:
+                tell = None if progress is None else partial(progress, "upload")
+                sent += store.upload(prepared.directory, prepared.files, tell, resend=resend and not sent)
             made = self._release(hold, manifest.version, message) if release else None
             published = Published(manifest, made, manifest.size_bytes, sent)
-            return Change(published, (Record(manifest, upload.hints), *([Record(made)] if made else [])))
+            return Change(published, (Record(manifest, hints), *([Record(made)] if made else [])))
 
         published = self.holder.change(model, plan, progress=lambda: sent)
         if uploader is not None:
@@ -115,6 +126,7 @@ class RegistryWriter:
         metrics: Mapping[str, float] | None = None,
         resend: bool = False,
         gate: Gate | None = None,
+        store: FileStore | None = None,
     ) -> Published:
         """What `publish` would do now; takes no id, fences nobody and writes nothing.
 
@@ -123,11 +135,15 @@ class RegistryWriter:
             on the topic is not looked for.
 
         Raises:
-            UsageError, GateError, BrokerError: As for `publish`.
+            UsageError, GateError, BrokerError, StoreError: As for `publish`.
         """
         view = self.holder.view(model)
-        manifest = self._checked(view, prepared, message, metrics or {}, gate)
-        to_send = sum(file.size for file in missing(prepared.files, view.entry, resend=resend))
+        manifest = self._checked(view, prepared, message, metrics or {}, gate, store)
+        if store is None:
+            lacking = missing(prepared.files, view.entry, resend=resend)
+        else:
+            lacking = store.missing(prepared.files, resend=resend)
+        to_send = sum(file.size for file in lacking)
         champion = self._release(view, manifest.version, message) if release else None
         return Published(manifest, champion, manifest.size_bytes, to_send, dry_run=True)
 
@@ -178,6 +194,7 @@ class RegistryWriter:
         message: str,
         metrics: Mapping[str, float],
         gate: Gate | None,
+        store: FileStore | None,
     ) -> Manifest:
         """The next version's manifest, once the gate let it through and a record can hold it."""
         report = GateReport() if gate is None else gate(hold.entry)
@@ -198,6 +215,7 @@ class RegistryWriter:
             frameworks=prepared.frameworks,
             metrics={**metrics, **report.metrics},
             gates=report.passed,
+            store=None if store is None else store.url,
         )
         _check_size(manifest)
         return manifest

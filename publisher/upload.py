@@ -163,7 +163,9 @@ def _hints_of(entry: ModelEntry, chunk_bytes: int) -> dict[str, ChunkHint]:
     """Files that live versions of the model have, with where they lie."""
     known: dict[str, ChunkHint] = {}
     for record in entry.versions.values():
-        if isinstance(record, VersionRecord) and record.manifest.chunk_bytes == chunk_bytes:
+        if not isinstance(record, VersionRecord) or record.manifest.store is not None:
+            continue  # what lies in a store has no chunks, whatever its hints say
+        if record.manifest.chunk_bytes == chunk_bytes:
             hints = {hint.digest: hint for hint in record.hints}
             # A file without a hint is there too, but its next version should say where: it is sent again.
             known.update({e.digest: hints[e.digest] for e in record.manifest.files if e.digest in hints})

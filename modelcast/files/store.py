@@ -118,30 +118,24 @@ class FileStore:
         Raises:
             StoreError: The store is away, or refuses.
         """
-        entries = list({entry.digest: entry for entry in files}.values())
-        total, done, sent = sum(entry.size for entry in entries), 0, 0
+        entries = self.missing(files, resend=resend)
+        total, done = sum(entry.size for entry in entries), 0
         for entry in entries:
 
             def tell(count: int, before: int = done) -> None:
                 if progress is not None:
                     progress(before + count, total)
 
-            if self.put(entry, directory / entry.path, tell, resend=resend):
-                sent += entry.size
+            with _explained(self._url, _name(entry)):
+                self._place.put(_name(entry), directory / entry.path, tell)
             done += entry.size
-            tell(entry.size)
-        return sent
+            tell(0, done)
+        return total
 
-    def put(
-        self, entry: FileEntry, path: Path, tell: Callable[[int], None] = lambda _: None, *, resend: bool = False
-    ) -> bool:
-        """Puts one file; False if an object of its size is there already. Raises StoreError."""
-        name = _name(entry)
-        with _explained(self._url, name):
-            if not resend and self._place.size(name) == entry.size:
-                return False
-            self._place.put(name, path, tell)
-            return True
+    def missing(self, files: Iterable[FileEntry], *, resend: bool = False) -> tuple[FileEntry, ...]:
+        """The files of which there is no object of their size, one of each digest. Raises StoreError."""
+        entries = {entry.digest: entry for entry in files}.values()
+        return tuple(entry for entry in entries if resend or not self._has(entry))
 
     def read(self, files: Iterable[FileEntry]) -> Generator[tuple[FileEntry, int, bytes], None, None]:
         """Blocks of files in order: the file, the block's place in it, `BLOCK_BYTES` bytes; the last may be shorter.
@@ -178,6 +172,10 @@ class FileStore:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _has(self, entry: FileEntry) -> bool:
+        with _explained(self._url, _name(entry)):
+            return self._place.size(_name(entry)) == entry.size
 
     def _checked(self, entry: FileEntry, start: int, answer: Future[bytes]) -> bytes:
         with _explained(self._url, _name(entry)):
