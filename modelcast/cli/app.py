@@ -30,6 +30,7 @@ COMMANDS = {
     "models": "modelcast.registry.cli:models",
     "show": "modelcast.registry.cli:show",
     "history": "modelcast.registry.cli:history",
+    "pull": "modelcast.files.cli:pull",
     "send": "modelcast.events.cli:send",
     "score": "modelcast.consumer.cli:score",
     "tail": "modelcast.events.cli:tail",

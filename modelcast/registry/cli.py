@@ -14,6 +14,7 @@ from modelcast.cli.options import CommandContext, connected
 from modelcast.cli.output import printable
 from modelcast.names import ModelRef, check_model_name
 from modelcast.records import Manifest, Release, Withdrawn
+from modelcast.registry.describe import describe
 from modelcast.registry.image import ModelEntry, RegistryImage, VersionRecord
 from modelcast.registry.reader import RegistryReader
 from modelcast.registry.repository import CATCH_UP_TIMEOUT_S, check_topics
@@ -121,38 +122,6 @@ def history(context: CommandContext, name: ModelArgument) -> None:
     )
 
 
-def describe(manifest: Manifest) -> dict[str, Any]:
-    """A version as JSON data."""
-    return {
-        "model": manifest.model,
-        "version": manifest.version,
-        "digest": manifest.digest,
-        "created_ms": manifest.created_ms,
-        "created_by": manifest.created_by,
-        "message": manifest.message,
-        "metrics": dict(manifest.metrics),
-        "bytes": manifest.size_bytes,
-        "files": [{"path": e.path, "bytes": e.size, "digest": e.digest} for e in manifest.files],
-        "inputs": [
-            {"name": b.name, "dtype": str(b.dtype), "shape": list(b.shape), "fields": list(b.fields)}
-            for b in manifest.signature.inputs
-        ],
-        "outputs": [
-            {"name": o.name, "dtype": str(o.dtype), "shape": list(o.shape), "field": o.field}
-            for o in manifest.signature.outputs
-        ],
-        "opsets": dict(manifest.opsets),
-        "frameworks": dict(manifest.frameworks),
-        "probe": None
-        if manifest.probe is None
-        else {
-            "load_ms": manifest.probe.load_ms,
-            "run_ms": manifest.probe.run_ms,
-            "peak_bytes": manifest.probe.peak_bytes,
-        },
-    }
-
-
 def _facts(manifest: Manifest) -> Iterator[tuple[str, str]]:
     yield "published", f"{_time(manifest.created_ms)} by {manifest.created_by}"
     if manifest.message:
@@ -161,10 +130,13 @@ def _facts(manifest: Manifest) -> Iterator[tuple[str, str]]:
     yield "size", f"{manifest.size_bytes:,} bytes in {len(manifest.files)} files"
     if manifest.metrics:
         yield "metrics", _metrics(manifest)
+    for gate in manifest.gates:
+        yield "required", gate
     if manifest.frameworks:
         yield "made with", ", ".join(f"{name} {version}" for name, version in sorted(manifest.frameworks.items()))
-    if manifest.probe:
-        yield "load", f"{manifest.probe.load_ms:.0f} ms, peak {manifest.probe.peak_bytes / 1e6:.0f} MB when published"
+    if (probe := manifest.probe) is not None:
+        took = f"load {probe.load_ms:.0f} ms, examples {probe.run_ms:.0f} ms, peak {probe.peak_bytes / 1e6:.0f} MB"
+        yield "took", f"{took} when published"
 
 
 def _summary(entry: ModelEntry) -> dict[str, Any]:
