@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping, Sequence, Set
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -43,6 +43,7 @@ from . import parity, smoke, sources, tree
 from .candidate import Candidate
 from .convert import converters
 from .examples import ExamplesSource, Rows
+from .rename import renamed
 from .smoke import SmokeLimits
 from .sources import Source
 
@@ -67,7 +68,8 @@ class PreparedModel:
         opsets: Operator set versions the graph imports, by domain.
         tolerance: How near consumers must reproduce the golden outputs.
         probe: What loading and running took in the child process.
-        frameworks: What trained, converted and tried it, as package -> version.
+        frameworks: What trained, converted and tried it, as package -> version, and where it was fetched from.
+        metrics: What was measured of it where it was fetched from.
     """
 
     directory: Path
@@ -78,6 +80,7 @@ class PreparedModel:
     tolerance: Tolerance
     probe: LoadProbe
     frameworks: Mapping[str, str]
+    metrics: Mapping[str, float] = field(default_factory=dict)
 
 
 def prepare(
@@ -85,6 +88,8 @@ def prepare(
     examples: ExamplesSource | None,
     *,
     fields: Sequence[str] | None = None,
+    rename: Mapping[str, str] | None = None,
+    trust_pickle: bool = False,
     directory: Path,
     limits: SmokeLimits = SmokeLimits(),  # noqa: B008 - a frozen value
     progress: Callable[[str], None] | None = None,
@@ -92,53 +97,60 @@ def prepare(
     """Makes and checks a version's file tree.
 
     Args:
-        source: A path (`.onnx`, `.joblib`, `.pkl`), bytes of an ONNX file, ModelProto, or fitted estimator.
+        source: A path, reference, bytes of an ONNX file, ModelProto, or trained object; see `sources`.
         examples: Rows by field name or arrays by input name; see `modelcast.publisher.examples`.
         fields: The event fields that make up a single matrix input, in order.
+        rename: The graph's name of an output or input -> another.
+        trust_pickle: Whether a pickle that a reference leads to may be unpickled, which runs its code.
         directory: An existing folder for the files.
         limits: What the smoke run may take; the model's own size comes on top.
         progress: Told each step as it begins, and warnings.
 
     Raises:
         SourceError: Source or examples can't be read.
+        NotFoundError: A reference names what is not there.
         UsageError: Examples or fields are missing or do not fit.
         MissingExtraError: A converter or runtime is not installed.
         ModelRefusedError: A check failed; the subclass says which.
     """
     tell = progress or _silent
     tell("load")
-    loaded = sources.load(source, tell)
-    rows = examples_of.read(examples)
-    if rows.count > examples_of.MAX_ROWS:
-        tell(f"the first {examples_of.MAX_ROWS} of {rows.count} examples are used")
-        rows = rows.head(examples_of.MAX_ROWS)
-    before = set(directory.iterdir())
-    try:
-        return _prepare(loaded, rows, fields, directory, limits, tell, before)
-    except BaseException:
-        _clear(directory, before)
-        raise
+    with sources.opened(source, tell, trust_pickle=trust_pickle) as opened:
+        rows = examples_of.read(examples)
+        if rows.count > examples_of.MAX_ROWS:
+            tell(f"the first {examples_of.MAX_ROWS} of {rows.count} examples are used")
+            rows = rows.head(examples_of.MAX_ROWS)
+        before = set(directory.iterdir())
+        try:
+            prepared = _prepare(opened.model, rows, fields, rename or {}, directory, limits, tell, before)
+        except BaseException:
+            _clear(directory, before)
+            raise
+    return replace(prepared, frameworks={**prepared.frameworks, **opened.origin}, metrics=opened.metrics)
 
 
 def _prepare(
     loaded: Candidate | Any,
     rows: Rows,
     fields: Sequence[str] | None,
+    names: Mapping[str, str],
     directory: Path,
     limits: SmokeLimits,
     tell: Callable[[str], None],
     keep: Set[Path],
 ) -> PreparedModel:
     if isinstance(loaded, Candidate):
-        return _try(loaded, rows, fields, directory, limits, tell)
+        return _try(renamed(loaded, names), rows, fields, directory, limits, tell)
     tell("convert")
     try:
-        return _try(converters.convert(loaded, rows, fields), rows, fields, directory, limits, tell)
+        converted = renamed(converters.convert(loaded, rows, fields), names)
+        return _try(converted, rows, fields, directory, limits, tell)
     except ParityError as error:
         tell("convert with float64, because float32 does not agree with the original")
         _clear(directory, keep)
         try:
-            return _try(converters.convert(loaded, rows, fields, precise=True), rows, fields, directory, limits, tell)
+            converted = renamed(converters.convert(loaded, rows, fields, precise=True), names)
+            return _try(converted, rows, fields, directory, limits, tell)
         except ModelRefusedError:
             raise error from None  # of the two the one about the graph that everybody would get
 
@@ -237,7 +249,7 @@ def _check_kinds(facts: GraphFacts) -> None:
             taken = "what every prediction says of its origin" if field in RESERVED_OUTPUTS else repr(names[field])
             raise StructureError(
                 f"output {info.name!r} would be field {field!r} of a prediction, which is taken by {taken}",
-                hint="Rename the output in the graph, e.g. with onnx.compose or at export (output_names=[...]).",
+                hint=f"Rename it: --rename '{info.name}=OTHER' (from Python: rename={{{info.name!r}: 'other'}}).",
             )
         names[field] = info.name
 

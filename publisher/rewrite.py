@@ -16,9 +16,10 @@ _TENSOR_TYPES = {"f": TensorProto.FLOAT, "i": TensorProto.INT64, "b": TensorProt
 
 
 def value_names(graph: onnx.GraphProto) -> set[str]:
-    """Every name that a value of the graph has."""
+    """Every name that a value of the graph has, or one of a graph within it."""
     names = {value.name for value in (*graph.input, *graph.output, *graph.initializer)}
-    return names.union(*((*node.input, *node.output) for node in graph.node))
+    inner = (value_names(attribute.g) for node in graph.node for attribute in node.attribute if attribute.HasField("g"))
+    return names.union(*((*node.input, *node.output) for node in graph.node), *inner)
 
 
 def rename(graph: onnx.GraphProto, old: str, new: str) -> None:
