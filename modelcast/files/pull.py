@@ -162,8 +162,8 @@ def _place(view: Path, manifest: Manifest, directory: Path, *, force: bool) -> N
             hint="Free some space, or name another folder.",
         )
     # Hidden, and beside the folder: on its file system, where a rename is one step.
-    beside = directory.with_name(f".{directory.name}.{uuid.uuid4().hex[:8]}")
-    partial, old = beside.with_suffix(".partial"), beside.with_suffix(".old")
+    beside = f".{directory.name}.{uuid.uuid4().hex[:8]}"
+    partial, old = directory.with_name(f"{beside}.partial"), directory.with_name(f"{beside}.old")
     try:
         partial.mkdir()
         for entry in manifest.files:
