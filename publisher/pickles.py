@@ -13,33 +13,35 @@ from typing import Any, Final
 
 from modelcast.errors import MissingExtraError, SourceError
 
+from .convert import torch
+
 PICKLE_SUFFIXES: Final = (".joblib", ".pkl", ".pickle")
-TORCH_SUFFIXES: Final = (".pt", ".pth")
-PROGRAM_SUFFIXES: Final = (".pt2",)
-SUFFIXES: Final = (*PICKLE_SUFFIXES, *TORCH_SUFFIXES, *PROGRAM_SUFFIXES)
+SUFFIXES: Final = (*PICKLE_SUFFIXES, *torch.PROGRAM_SUFFIXES, *torch.MODULE_SUFFIXES)
 
 _SKLEARN_HINT = "Install it: pip install 'modelcast[sklearn]'."
-_TORCH_HINT = "Install it: pip install 'modelcast[torch]'."
 _FOREIGN_HINT = "It is cut, or was written by something else; save the model again."
 
 
-def load(path: Path, what: str, tell: Callable[[str], None]) -> Any:
+def load(path: Path, what: str, tell: Callable[[str], None], *, trust_pickle: bool) -> Any:
     """Reads what a file holds.
 
     Args:
         path: With one of `SUFFIXES`.
         what: What names it, for messages.
         tell: Told when another version of scikit-learn wrote it.
+        trust_pickle: Whether PyTorch may unpickle more than tensors.
 
     Raises:
+        UsageError: It is a pickled module of PyTorch, and `trust_pickle` is false.
         SourceError: It can't be read, or what it holds takes classes that are not here.
         MissingExtraError: joblib, or torch, is not installed.
     """
-    read = _joblib if path.suffix.lower() in PICKLE_SUFFIXES else _torch
+    if path.suffix.lower() not in PICKLE_SUFFIXES:
+        return torch.load(path, what, trust_pickle=trust_pickle)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
-            loaded = read(path, what)
+            loaded = _joblib(path, what)
         except MissingExtraError:
             raise
         except (ImportError, AttributeError) as error:
@@ -63,16 +65,6 @@ def _joblib(path: Path, what: str) -> Any:
     except ImportError as error:
         raise MissingExtraError(f"reading {what} takes joblib, which is not installed", hint=_SKLEARN_HINT) from error
     return joblib.load(path)
-
-
-def _torch(path: Path, what: str) -> Any:
-    try:
-        import torch
-    except ImportError as error:
-        raise MissingExtraError(f"reading {what} takes torch, which is not installed", hint=_TORCH_HINT) from error
-    if path.suffix.lower() in PROGRAM_SUFFIXES:
-        return torch.export.load(path)
-    return torch.load(path, map_location="cpu", weights_only=False)
 
 
 def _line(error: Exception) -> str:

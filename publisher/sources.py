@@ -1,8 +1,9 @@
 """What can be published: ONNX as file, bytes or ModelProto; what a converter takes, or a file of it; a model elsewhere.
 
 - A `.onnx` file is parsed without its external data and large tensors, which `tree` streams later.
-- A `.joblib`, `.pkl`, `.pickle`, `.pt`, `.pth` or `.pt2` file on this disk is read as it is named, though that can
-  run any code: naming it is the consent, and only who trained it should give it.
+- A `.joblib`, `.pkl` or `.pickle` file on this disk is read as it is named, though that can run any code: naming it is
+  the consent, and only who trained it should give it. Of a `.pt2` nothing but tensors is unpickled; a `.pt` or `.pth`
+  takes `--trust-pickle`, because most of such files come from elsewhere.
 - A reference (`mlflow:…`, `hf:…`) and a folder name no file, and what they lead to can change: of them only ONNX is
   read. An MLflow model's pickle takes `--trust-pickle`; nothing pickled is taken from the Hub.
 - A folder that MLflow wrote (it holds `MLmodel`) is its `onnx` flavour.
@@ -36,7 +37,6 @@ Progress: TypeAlias = Callable[[str], None]
 ONNX_SUFFIXES: Final = (".onnx",)
 
 _HINT = "Give an .onnx file, a .joblib or .pkl file of a trained estimator, mlflow:models:/NAME@ALIAS or hf:OWNER/REPO."
-_WEIGHTS_HINT = "Those are weights without their module: load them into it, and publish that from Python."
 
 
 @dataclass(frozen=True)
@@ -74,14 +74,15 @@ def opened(source: Source, progress: Progress, *, trust_pickle: bool = False) ->
         return
     with tempfile.TemporaryDirectory(prefix="modelcast-source-") as folder:
         fetched = references.fetch(reference, Path(folder), trust_pickle=trust_pickle, tell=progress)
-        yield Opened(_load_file(fetched.path, str(reference), progress), fetched.origin, fetched.metrics)
+        loaded = _load_file(fetched.path, str(reference), progress, trust_pickle=trust_pickle)
+        yield Opened(loaded, fetched.origin, fetched.metrics)
 
 
 def load(source: Source, progress: Progress, *, trust_pickle: bool = False) -> Candidate | Any:
     """Reads a source that lies here; raises as `opened`."""
     if isinstance(source, (str, Path)):
         path = Path(source)
-        return _load_file(_file(path, trust_pickle=trust_pickle), str(path), progress)
+        return _load_file(_file(path, trust_pickle=trust_pickle), str(path), progress, trust_pickle=trust_pickle)
     if isinstance(source, (bytes, bytearray, memoryview)):
         return _candidate(_parse(bytes(source), "the bytes"), None)
     if isinstance(source, onnx.ModelProto):
@@ -107,7 +108,7 @@ def _file(path: Path, *, trust_pickle: bool) -> Path:
     )
 
 
-def _load_file(path: Path, what: str, progress: Progress) -> Candidate | Any:
+def _load_file(path: Path, what: str, progress: Progress, *, trust_pickle: bool) -> Candidate | Any:
     suffix = path.suffix.lower()
     if suffix in ONNX_SUFFIXES:
         try:
@@ -116,7 +117,7 @@ def _load_file(path: Path, what: str, progress: Progress) -> Candidate | Any:
         except OSError as error:
             raise SourceError(f"can't read model {what}: {error.strerror}", hint="Check its permissions.") from error
     if suffix in pickles.SUFFIXES:
-        return _convertible(pickles.load(path, what, progress), what)
+        return _convertible(pickles.load(path, what, progress, trust_pickle=trust_pickle), what)
     raise SourceError(f"can't tell from its suffix {suffix!r} what model {what} holds", hint=_HINT)
 
 
@@ -140,11 +141,7 @@ def _convertible(value: Any, what: str) -> Any:
     if converters.recognises(value):
         return value
     held = f" holds {_article(type(value).__name__)}, which" if not what.startswith("an object") else ""
-    weights = isinstance(value, Mapping) and what.lower().endswith(pickles.TORCH_SUFFIXES)
-    raise SourceError(
-        f"{what}{held} is neither an ONNX model nor a fitted scikit-learn estimator",
-        hint=_WEIGHTS_HINT if weights else _HINT,
-    )
+    raise SourceError(f"{what}{held} is neither an ONNX model nor a fitted scikit-learn estimator", hint=_HINT)
 
 
 def _article(name: str) -> str:

@@ -12,7 +12,7 @@ from modelcast.errors import SourceError
 
 from ..candidate import Candidate
 from ..examples import Rows
-from . import lightgbm, sklearn, xgboost
+from . import lightgbm, sklearn, torch, xgboost
 
 
 class Converter(Protocol):
@@ -30,7 +30,7 @@ class Converter(Protocol):
 
 
 # The first that recognises an object converts it: boosters of a package before the estimators of every package.
-CONVERTERS: Final[tuple[Converter, ...]] = (xgboost, lightgbm, sklearn)
+CONVERTERS: Final[tuple[Converter, ...]] = (torch, xgboost, lightgbm, sklearn)
 
 
 def pick(value: object) -> Converter | None:
