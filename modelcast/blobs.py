@@ -10,6 +10,7 @@
     assembly = FileAssembly(entry, chunk_bytes)
     for index, chunk in arrivals:
         os.pwrite(file, chunk, assembly.accept(index, chunk))
+        assembly.hash(index, chunk)
     assembly.finish(blocks_from(assembly.hashed_bytes))
 """
 
@@ -69,7 +70,10 @@ def cut(path: Path, chunk_bytes: int) -> Iterator[bytes]:
 
 
 class FileAssembly:
-    """What has arrived of one file; not thread-safe.
+    """What has arrived of one file.
+
+    Two threads may share one: the first accepts, the second hashes what was accepted, in the same order. All else is
+    for the first, and `finish` and `hashed_bytes` only once the second has hashed everything.
 
     Args:
         entry: The file as its manifest declares it.
@@ -109,7 +113,7 @@ class FileAssembly:
         return 0 if self._replaced else min(self._next * self.chunk_bytes, self.entry.size)
 
     def accept(self, index: int, chunk: bytes) -> int:
-        """Takes one chunk; returns the position in the file its bytes belong at.
+        """Takes one chunk; returns the position in the file its bytes belong at, to be written and then hashed.
 
         Raises:
             IntegrityError: The file has no such chunk, or the chunk has not its length. Nothing changes.
@@ -122,13 +126,16 @@ class FileAssembly:
             raise IntegrityError(
                 f"chunk {index} of file {self.entry.path!r} has {len(chunk)} bytes; the manifest declares {length}"
             )
+        self._mark(index)
+        return position
+
+    def hash(self, index: int, chunk: bytes) -> None:
+        """Hashes an accepted chunk if it is the next in the file; what comes before its turn is left to `finish`."""
         if index == self._next:
             self._hasher.update(chunk)
             self._next += 1
         elif index < self._next:
             self._replaced = True
-        self._mark(index)
-        return position
 
     def finish(self, rest: Iterable[bytes] = ()) -> None:
         """Checks the digest of the whole file.

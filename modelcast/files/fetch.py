@@ -4,27 +4,29 @@
   from its beginning to its true end. Keys say what a chunk is, hints never; only the digest says what a file is.
 - Files that lie side by side in a partition are read in one pass; what lies between distant ones is skipped.
 - Tombstones are ignored. Of several chunks of one index the last counts, as compaction would have it.
-- A chunk is written to its place and hashed on a second thread while the next ones arrive: memory is bounded by what
-  the reader fetches ahead and `_QUEUED_CHUNKS`, whatever the size of the model.
+- Memory is bounded by what the reader fetches ahead and the sink (`modelcast.files.sink`) queues, whatever the size of
+  the model.
 - Chunks were written outside transactions and before their manifest, so nothing has to be waited for: the blobs topic
   is read uncommitted.
 - A fetch takes as long as its bytes take to come; it fails when nothing comes for `STALL_S`.
+- A version by reference comes from the store its manifest names, if this process may read it, by the same steps.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
-import queue
-import threading
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
-from modelcast.blobs import FileAssembly, check_path
+from modelcast.blobs import check_path
 from modelcast.errors import BrokerError, IntegrityError, OffsetOutOfRangeError, StructureError
-from modelcast.files.cache import Cache, explained
+from modelcast.files.cache import Cache
+from modelcast.files.sink import Progress, Sink, Target
+from modelcast.files.store import FileStore
+from modelcast.files.store_url import NO_STORES, Stores, StoreUrl
 from modelcast.log import BEGINNING, Log, LogReader, LogRecord
 from modelcast.records import ChunkHint, FileEntry, Manifest
 from modelcast.registry.image import VersionRecord
@@ -37,26 +39,10 @@ LOCK_TIMEOUT_S = 600.0
 # Once damaged files were replaced, what is damaged again was damaged by something that goes on.
 _ATTEMPTS = 3
 _POLL_S = 0.1
-# Chunks between the reader and the disk: enough to keep both busy, some megabytes.
-_QUEUED_CHUNKS = 32
 # Records that are cheaper to read over than to seek past: a seek drops what the client fetched ahead.
 _GAP_RECORDS = 64
-_READ_BYTES = 1 << 20
-
-# Called with bytes done and bytes in all of the files being fetched.
-Progress = Callable[[int, int], None]
-
-
-class _Target:
-    """One file on its way."""
-
-    def __init__(self, entry: FileEntry, chunk_bytes: int, partial: Path) -> None:
-        self.entry = entry
-        self.chunk_bytes = chunk_bytes
-        self.partial = partial
-        self.assembly = FileAssembly(entry, chunk_bytes)
-        self.fault: IntegrityError | None = None
-        self.is_kept = False
+# Pieces a store's blocks are handed on in: whatever a manifest declares, what the sink queues stays some megabytes.
+_PIECE_BYTES = 256 * 1024
 
 
 @dataclass(slots=True)
@@ -77,7 +63,16 @@ class _Course:
 
 
 class Fetcher:
-    """Brings versions into a cache; safe for several threads."""
+    """Brings versions into a cache; safe for several threads.
+
+    Args:
+        log: Where the chunks are.
+        topics: The repository's topics.
+        cache: Where the files go.
+        stores: What may be read of versions by reference.
+        stall_s: How long nothing may come before a fetch fails.
+        clock: Seconds that never go back.
+    """
 
     def __init__(
         self,
@@ -85,12 +80,14 @@ class Fetcher:
         topics: Topics,
         cache: Cache,
         *,
+        stores: Stores = NO_STORES,
         stall_s: float = STALL_S,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._log = log
         self._topics = topics
         self._cache = cache
+        self._stores = stores
         self._stall_s = stall_s
         self._clock = clock
 
@@ -100,9 +97,11 @@ class Fetcher:
         The caller hands it back by `Cache.release`.
 
         Raises:
-            IntegrityError: A file can't be assembled from the chunks on the topic.
+            IntegrityError: A file can't be assembled from the chunks on the topic, or from the store.
             StructureError: A path of the manifest leaves the folder.
+            StoreNotAllowedError: The manifest names a store that is not one of `stores`.
             BrokerError: The topic can't be read, or nothing came for `stall_s`.
+            StoreError: The store can't be read.
             CacheError: The cache can't be written, or the disk is too small.
         """
         manifest = record.manifest
@@ -129,13 +128,15 @@ class Fetcher:
         return list({e.digest: e for e in manifest.files if not self._cache.has(e)}.values())
 
     def _download(self, record: VersionRecord, missing: Sequence[FileEntry], progress: Progress | None) -> None:
+        manifest = record.manifest
+        store = None if manifest.store is None else self._stores.check(manifest.store, manifest.id)
         total = sum(entry.size for entry in missing)
         self._cache.check_space(total)
-        manifest = record.manifest
-        targets = {entry.digest: _Target(entry, manifest.chunk_bytes, self._cache.partial(entry)) for entry in missing}
+        piece_bytes = manifest.chunk_bytes if store is None else _PIECE_BYTES
+        targets = {entry.digest: Target(entry, piece_bytes, self._cache.partial(entry)) for entry in missing}
         try:
-            with _Sink(self._cache, total, progress) as sink:
-                for source in (self._by_hints, self._by_scan):
+            with Sink(self._cache, total, progress) as sink:
+                for source in (self._by_hints, self._by_scan) if store is None else (partial(_by_store, store),):
                     left = {digest: target for digest, target in targets.items() if not target.is_kept}
                     sink.expect(left.values())
                     for key, chunk in source(record, left, sink.is_done):
@@ -143,14 +144,15 @@ class Fetcher:
                     sink.settle()
             for target in targets.values():
                 if not target.is_kept:
-                    raise target.fault or IntegrityError(f"file {target.entry.path!r} was not found on the topic")
+                    fault = target.fault or IntegrityError(f"file {target.entry.path!r} was not found on the topic")
+                    raise fault if store is None else _altered(fault, store)
         finally:
             for target in targets.values():
                 with contextlib.suppress(OSError):
                     target.partial.unlink(missing_ok=True)
 
     def _by_hints(
-        self, record: VersionRecord, targets: Mapping[str, _Target], is_done: Callable[[], bool]
+        self, record: VersionRecord, targets: Mapping[str, Target], is_done: Callable[[], bool]
     ) -> Iterator[tuple[ChunkKey, bytes]]:
         hints = [hint for hint in record.hints if hint.digest in targets]
         if not hints:
@@ -162,7 +164,7 @@ class Fetcher:
             yield from self._read(record.manifest, targets, _courses(hints, begins, ends), is_done)
 
     def _by_scan(
-        self, record: VersionRecord, targets: Mapping[str, _Target], is_done: Callable[[], bool]
+        self, record: VersionRecord, targets: Mapping[str, Target], is_done: Callable[[], bool]
     ) -> Iterator[tuple[ChunkKey, bytes]]:
         if not targets:
             return
@@ -174,7 +176,7 @@ class Fetcher:
     def _read(
         self,
         manifest: Manifest,
-        targets: Mapping[str, _Target],
+        targets: Mapping[str, Target],
         courses: Mapping[int, _Course],
         is_done: Callable[[], bool],
     ) -> Iterator[tuple[ChunkKey, bytes]]:
@@ -203,6 +205,25 @@ class Fetcher:
             reader.close()
 
 
+def _by_store(
+    store: StoreUrl, record: VersionRecord, targets: Mapping[str, Target], is_done: Callable[[], bool]
+) -> Iterator[tuple[ChunkKey, bytes]]:
+    """The files' objects in a store, cut as if they were chunks."""
+    if is_done():
+        return
+    with FileStore(store) as opened, contextlib.closing(opened.read(t.entry for t in targets.values())) as blocks:
+        for entry, start, block in blocks:
+            for offset in range(0, len(block), _PIECE_BYTES):
+                key = ChunkKey(record.manifest.model, entry.digest, _PIECE_BYTES, (start + offset) // _PIECE_BYTES)
+                yield key, block[offset : offset + _PIECE_BYTES]
+
+
+def _altered(fault: IntegrityError, store: StoreUrl) -> IntegrityError:
+    return IntegrityError(
+        fault.message, hint=f"It was altered in the store: publish the model again with --store {store} --resend."
+    )
+
+
 def _check_tree(files: Iterable[FileEntry]) -> None:
     paths = {check_path(entry.path) for entry in files}
     for path in paths:
@@ -226,7 +247,7 @@ def _courses(hints: Iterable[ChunkHint], begins: Mapping[int, int], ends: Mappin
     }
 
 
-def _wanted(record: LogRecord, manifest: Manifest, targets: Mapping[str, _Target]) -> tuple[ChunkKey, bytes] | None:
+def _wanted(record: LogRecord, manifest: Manifest, targets: Mapping[str, Target]) -> tuple[ChunkKey, bytes] | None:
     if record.key is None or record.value is None:
         return None
     key = ChunkKey.decode(record.key)
@@ -251,128 +272,3 @@ def _steer(reader: LogReader, courses: Mapping[int, _Course], positions: Mapping
                 reader.seek(partition, course.end)
         elif course.spans[0].first - position > _GAP_RECORDS:
             reader.seek(partition, course.spans[0].first)
-
-
-class _Sink:
-    """Writes and hashes chunks on a thread of its own; everything public is for the thread that made it."""
-
-    def __init__(self, cache: Cache, total: int, progress: Progress | None) -> None:
-        self._cache = cache
-        self._total = total
-        self._progress = progress
-        self._done = 0
-        self._expected: tuple[_Target, ...] = ()
-        self._whole = 0  # of those expected, how many have all their chunks; written by the thread
-        self._settled = False
-        self._queue: queue.Queue[tuple[_Target, int, bytes] | None] = queue.Queue(_QUEUED_CHUNKS)
-        self._error: BaseException | None = None
-        self._open: tuple[_Target, int] | None = None  # one file is open at a time, however many a model has
-        self._thread = threading.Thread(target=self._run, name="modelcast-fetch", daemon=True)
-
-    def __enter__(self) -> _Sink:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._queue.put(None)
-        self._thread.join()
-        self._close_file()
-
-    def expect(self, targets: Iterable[_Target]) -> None:
-        """Begins a pass over the topic for these files, each from nothing: what an earlier pass found was not whole."""
-        self._expected = tuple(targets)
-        for target in self._expected:
-            target.assembly = FileAssembly(target.entry, target.chunk_bytes)
-            target.fault = None
-        self._whole = sum(not target.assembly.chunks for target in self._expected)
-        self._settled = False
-
-    def put(self, target: _Target, index: int, chunk: bytes) -> None:
-        """Queues one chunk; waits while the disk is behind. Raises what the disk raised."""
-        if not target.is_kept:
-            self._queue.put((target, index, chunk))
-        self._raise()
-
-    def is_done(self) -> bool:
-        """Whether every file was kept. A file whose chunks are all there is tried once; later chunks may mend it."""
-        if self._whole == len(self._expected) and not self._settled:
-            self._settled = True
-            self.settle()
-        return all(target.is_kept for target in self._expected) if self._settled else False
-
-    def settle(self) -> None:
-        """Waits for the disk, then keeps every file that is whole; the others say what is wrong with them."""
-        self._queue.join()
-        self._raise()
-        self._close_file()
-        for target in self._expected:
-            if not target.is_kept:
-                self._try_keep(target)
-
-    def _try_keep(self, target: _Target) -> None:
-        try:
-            if target.assembly.missing:
-                target.assembly.finish()
-            with explained(self._cache.root):
-                if not target.assembly.chunks:
-                    target.partial.touch()
-                with contextlib.closing(_blocks(target.partial, target.assembly.hashed_bytes)) as rest:
-                    target.assembly.finish(rest)
-        except IntegrityError as fault:
-            # A chunk that was refused says more than that it is missing.
-            target.fault = target.fault if target.assembly.missing and target.fault else fault
-            return
-        self._cache.keep(target.entry, target.partial)
-        target.is_kept = True
-
-    def _run(self) -> None:
-        while (item := self._queue.get()) is not None:
-            try:
-                if self._error is None:
-                    self._write(*item)
-            except BaseException as error:
-                self._error = error
-            finally:
-                self._queue.task_done()
-        self._queue.task_done()
-
-    def _write(self, target: _Target, index: int, chunk: bytes) -> None:
-        before = target.assembly.missing
-        try:
-            position = target.assembly.accept(index, chunk)
-        except IntegrityError as fault:
-            target.fault = fault
-            return
-        if self._open is None or self._open[0] is not target:
-            self._close_file()
-            self._open = (target, os.open(target.partial, os.O_RDWR | os.O_CREAT, 0o600))
-        _write_all(self._open[1], chunk, position)
-        if target.assembly.missing < before:
-            self._whole += target.assembly.missing == 0
-            self._done = min(self._done + len(chunk), self._total)  # a second pass counts from where the first ended
-            if self._progress is not None:
-                self._progress(self._done, self._total)
-
-    def _close_file(self) -> None:
-        if self._open is not None:
-            os.close(self._open[1])
-            self._open = None
-
-    def _raise(self) -> None:
-        if self._error is not None:
-            with explained(self._cache.root):
-                raise self._error
-
-
-def _write_all(file: int, data: bytes, position: int) -> None:
-    view = memoryview(data)
-    while view:
-        written = os.pwrite(file, view, position)
-        view, position = view[written:], position + written
-
-
-def _blocks(path: Path, start: int) -> Generator[bytes, None, None]:
-    with path.open("rb") as file:
-        file.seek(start)
-        while block := file.read(_READ_BYTES):
-            yield block

@@ -44,7 +44,9 @@ Settings = dict[str, str | int | float | bool]  # as librdkafka takes them
 
 # Every client.
 _COMMON: Final[Mapping[str, str | int | float | bool]] = {
-    # The default of 10 s is how long a client may look away after a broker came back.
+    # The default of 10 s is how long a client may look away after a broker came back. Half of the first pause (100 ms)
+    # is also what a new client rests between its bootstrap connection and the broker's own: 50 ms of every start.
+    "reconnect.backoff.ms": 20,
     "reconnect.backoff.max.ms": 500,
     # A client that must say within seconds that nobody answers can't wait 30 s for one connection.
     "socket.connection.setup.timeout.ms": 5_000,

@@ -32,6 +32,7 @@ def assemble(entry: FileEntry, chunk_bytes: int, arrivals: list[tuple[int, bytes
     for index, chunk in arrivals:
         position = assembly.accept(index, chunk)
         file[position : position + len(chunk)] = chunk
+        assembly.hash(index, chunk)
     assembly.finish([bytes(file[assembly.hashed_bytes :])])
     return bytes(file)
 
@@ -92,6 +93,16 @@ def test_f06_two_chunks_exchanged_are_refused_unless_they_are_equal(
     else:
         with pytest.raises(IntegrityError, match=PATH):
             assemble(entry_of(content), size, arrivals)
+
+
+def test_a_file_of_which_no_chunk_was_hashed_on_its_way_is_hashed_when_it_is_whole() -> None:
+    assembly = FileAssembly(entry_of(b"abcd"), 2)
+    for index, chunk in chunks_of(b"abcd", 2):
+        assembly.accept(index, chunk)
+    assert assembly.hashed_bytes == 0
+    with pytest.raises(IntegrityError, match="digest"):
+        assembly.finish([b"abce"])
+    assembly.finish([b"abcd"])
 
 
 def test_the_last_chunk_of_an_index_counts() -> None:

@@ -1,0 +1,159 @@
+"""`Sink`: chunks to their places in files on the disk, and whole files into the cache.
+
+- A chunk is written by whoever puts it and hashed on a second thread while the next ones arrive. Both let go of the
+  interpreter's lock, so a fetch takes two processors, one for the disk and one for the digests.
+- What waits to be hashed is bounded by `_QUEUED_CHUNKS`, whatever the size of the model.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import queue
+import threading
+from collections.abc import Callable, Generator, Iterable
+from pathlib import Path
+
+from modelcast.blobs import FileAssembly
+from modelcast.errors import IntegrityError
+from modelcast.files.cache import Cache, explained
+from modelcast.records import FileEntry
+
+# Enough to keep both threads busy, some megabytes.
+_QUEUED_CHUNKS = 32
+_READ_BYTES = 1 << 20
+
+# Called with bytes done and bytes in all of the files being fetched.
+Progress = Callable[[int, int], None]
+
+
+class Target:
+    """One file on its way."""
+
+    def __init__(self, entry: FileEntry, chunk_bytes: int, partial: Path) -> None:
+        self.entry = entry
+        self.chunk_bytes = chunk_bytes
+        self.partial = partial
+        self.assembly = FileAssembly(entry, chunk_bytes)
+        self.fault: IntegrityError | None = None
+        self.is_kept = False
+
+
+class Sink:
+    """Puts chunks where they belong; for the thread that made it. Use as a context manager."""
+
+    def __init__(self, cache: Cache, total: int, progress: Progress | None) -> None:
+        self._cache = cache
+        self._total = total
+        self._progress = progress
+        self._done = 0
+        self._expected: tuple[Target, ...] = ()
+        self._whole = 0  # of those expected, how many have all their chunks
+        self._settled = False
+        self._queue: queue.Queue[tuple[FileAssembly, int, bytes] | None] = queue.Queue(_QUEUED_CHUNKS)
+        self._open: tuple[Target, int] | None = None  # one file is open at a time, however many a model has
+        self._thread = threading.Thread(target=self._hash, name="modelcast-hash", daemon=True)
+
+    def __enter__(self) -> Sink:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._queue.put(None)
+        self._thread.join()
+        self._close_file()
+
+    def expect(self, targets: Iterable[Target]) -> None:
+        """Begins a pass over the topic for these files, each from nothing: what an earlier pass found was not whole."""
+        self._expected = tuple(targets)
+        for target in self._expected:
+            target.assembly = FileAssembly(target.entry, target.chunk_bytes)
+            target.fault = None
+        self._whole = sum(not target.assembly.chunks for target in self._expected)
+        self._settled = False
+
+    def put(self, target: Target, index: int, chunk: bytes) -> None:
+        """Takes one chunk; waits while hashing is behind.
+
+        Raises:
+            CacheError: The cache can't be written.
+        """
+        if target.is_kept:
+            return
+        before = target.assembly.missing
+        try:
+            position = target.assembly.accept(index, chunk)
+        except IntegrityError as fault:
+            target.fault = fault
+            return
+        with explained(self._cache.root):
+            _write_all(self._file(target), chunk, position)
+        self._queue.put((target.assembly, index, chunk))
+        if target.assembly.missing < before:
+            self._whole += target.assembly.missing == 0
+            self._done = min(self._done + len(chunk), self._total)  # a second pass counts from where the first ended
+            if self._progress is not None:
+                self._progress(self._done, self._total)
+
+    def is_done(self) -> bool:
+        """Whether every file was kept. A file whose chunks are all there is tried once; later chunks may mend it."""
+        if self._whole == len(self._expected) and not self._settled:
+            self._settled = True
+            self.settle()
+        return all(target.is_kept for target in self._expected) if self._settled else False
+
+    def settle(self) -> None:
+        """Waits until all is hashed, then keeps every file that is whole; the others say what is wrong with them."""
+        self._queue.join()
+        self._close_file()
+        for target in self._expected:
+            if not target.is_kept:
+                self._try_keep(target)
+
+    def _try_keep(self, target: Target) -> None:
+        try:
+            if target.assembly.missing:
+                target.assembly.finish()
+            with explained(self._cache.root):
+                if not target.assembly.chunks:
+                    target.partial.touch()
+                with contextlib.closing(_blocks(target.partial, target.assembly.hashed_bytes)) as rest:
+                    target.assembly.finish(rest)
+        except IntegrityError as fault:
+            # A chunk that was refused says more than that it is missing.
+            target.fault = target.fault if target.assembly.missing and target.fault else fault
+            return
+        self._cache.keep(target.entry, target.partial)
+        target.is_kept = True
+
+    def _hash(self) -> None:
+        while (item := self._queue.get()) is not None:
+            assembly, index, chunk = item
+            assembly.hash(index, chunk)
+            self._queue.task_done()
+        self._queue.task_done()
+
+    def _file(self, target: Target) -> int:
+        if self._open is None or self._open[0] is not target:
+            self._close_file()
+            self._open = (target, os.open(target.partial, os.O_RDWR | os.O_CREAT, 0o600))
+        return self._open[1]
+
+    def _close_file(self) -> None:
+        if self._open is not None:
+            os.close(self._open[1])
+            self._open = None
+
+
+def _write_all(file: int, data: bytes, position: int) -> None:
+    view = memoryview(data)
+    while view:
+        written = os.pwrite(file, view, position)
+        view, position = view[written:], position + written
+
+
+def _blocks(path: Path, start: int) -> Generator[bytes, None, None]:
+    with path.open("rb") as file:
+        file.seek(start)
+        while block := file.read(_READ_BYTES):
+            yield block
