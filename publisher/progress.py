@@ -44,7 +44,7 @@ class PublishProgress:
     def step(self, name: str) -> None:
         """A step begins."""
         if self._is_plain:
-            self._console.print(f"{escape(name)} …")
+            self._console.print(f"{escape(name)} …", highlight=False)
         self._bar.update(self._task, description=escape(name))
 
     def moved(self, _: str, done: int, total: int) -> None:
