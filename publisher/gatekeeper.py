@@ -31,6 +31,7 @@ class Gatekeeper:
         require: Requirements as `gates.parse` reads them.
         metrics: What the publisher states of the candidate.
         evaluation: Rows to measure on, with a way to the champion's files.
+        more: Whether where the candidate is fetched from may know metrics of it.
         tell: Told each step as it begins.
         progress: Told the bytes of a champion being fetched.
 
@@ -44,6 +45,7 @@ class Gatekeeper:
         metrics: Mapping[str, float],
         evaluation: tuple[Evaluation, Champions] | None = None,
         *,
+        more: bool = False,
         tell: Callable[[str], None],
         progress: Progress,
     ) -> None:
@@ -56,7 +58,7 @@ class Gatekeeper:
         self._measured: Measured | None = None
         self._champions: dict[int, Measured] = {}
         expected = {*metrics, *gates.PROBED, *(CLASS_METRICS + VALUE_METRICS if evaluation else ())}
-        for requirement in self._requirements:
+        for requirement in self._requirements if not more else ():
             gates.check_known(requirement, dict.fromkeys(expected, 0.0))
 
     def admit(self, prepared: PreparedModel) -> None:
@@ -65,6 +67,7 @@ class Gatekeeper:
         Raises:
             UsageError, ModelRefusedError: As `Evaluation.score`.
         """
+        self._metrics = {**prepared.metrics, **self._metrics}
         size_bytes = sum(entry.size for entry in prepared.files)
         self._metrics.update(gates.probe_metrics(prepared.probe, size_bytes))
         if self._evaluation is not None:

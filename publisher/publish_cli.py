@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -20,13 +21,24 @@ from .publisher import ModelPublisher
 def publish(
     context: CommandContext,
     name: Annotated[str, typer.Argument(metavar="NAME", help="The model.")],
-    source: Annotated[Path, typer.Argument(metavar="SOURCE", help="A .onnx file, or a .joblib file of scikit-learn.")],
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="SOURCE",
+            help="An .onnx file; a .joblib, .pkl or .pt file of a trained model; a folder MLflow wrote; "
+            "mlflow:models:/NAME@ALIAS, mlflow:runs:/RUN/PATH; hf:OWNER/REPO@REVISION[:PATH].",
+        ),
+    ],
     examples: Annotated[
         Path | None,
         typer.Option(help="Rows by field name (JSONL, CSV, Parquet) or arrays by input name (.npz). Required."),
     ] = None,
     fields: Annotated[
         str | None, typer.Option(metavar="a,b,c", help="Event fields, in order, of a model's single matrix input.")
+    ] = None,
+    rename: Annotated[
+        list[str] | None,
+        typer.Option(metavar="OUTPUT=NAME", help="Call an output (or input) of the model otherwise. Repeatable."),
     ] = None,
     metric: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="A measured value. Repeatable.")] = None,
     require: Annotated[
@@ -59,6 +71,13 @@ def publish(
             "own tools.",
         ),
     ] = None,
+    trust_pickle: Annotated[
+        bool,
+        typer.Option(
+            "--trust-pickle",
+            help="Also unpickle a .pt file, or what a reference or folder leads to: runs code of whoever wrote it.",
+        ),
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Do everything but the writing, and say what would be written.")
     ] = False,
@@ -66,7 +85,7 @@ def publish(
     """Check, try and publish a model as its next version.
 
     The model is tried on the examples in a limited child process first; if anything is wrong, or a requirement is not
-    met, nothing is published. Unpickling a .joblib file runs its code: publish only what you trust.
+    met, nothing is published. A .joblib or .pkl file runs its code as it is read: name only what you trust.
     """
     if examples is None:
         raise UsageError(
@@ -80,6 +99,7 @@ def publish(
             source,
             examples=examples,
             fields=None if fields is None else [field.strip() for field in fields.split(",")],
+            rename=_renames(rename or ()),
             metrics=dict(_metric(text) for text in metric or ()),
             require=require or (),
             evaluate=evaluate,
@@ -89,6 +109,7 @@ def publish(
             release=release,
             resend=resend,
             store=store,
+            trust_pickle=trust_pickle,
             dry_run=dry_run,
             on_step=shown.step,
             on_progress=shown.moved,
@@ -114,6 +135,18 @@ def _text(published: Published) -> str:
         lines.append(escape(" ".join(f"{name}={value:g}" for name, value in sorted(published.metrics.items()))))
     lines += [f"required: {escape(gate)}" for gate in published.gates]
     return "\n  ".join(lines)
+
+
+def _renames(texts: Sequence[str]) -> dict[str, str]:
+    names: dict[str, str] = {}
+    for text in texts:
+        old, _, new = text.rpartition("=")
+        if not old or not new:
+            raise UsageError(f"--rename {text!r} is not OUTPUT=NAME", hint="Write e.g. --rename output_0=score")
+        if old in names:
+            raise UsageError(f"{old!r} is renamed twice: to {names[old]!r} and {new!r}", hint="Leave one out.")
+        names[old] = new
+    return names
 
 
 def _metric(text: str) -> tuple[str, float]:

@@ -93,6 +93,7 @@ class ModelPublisher:
         *,
         examples: ExamplesSource,
         fields: Sequence[str] | None = None,
+        rename: Mapping[str, str] | None = None,
         metrics: Mapping[str, float] | None = None,
         require: Sequence[str] = (),
         evaluate: ExamplesSource | None = None,
@@ -102,6 +103,7 @@ class ModelPublisher:
         release: bool = False,
         resend: bool = False,
         store: str | None = None,
+        trust_pickle: bool = False,
         dry_run: bool = False,
         progress: bool = False,
         on_step: Callable[[str], None] | None = None,
@@ -111,12 +113,14 @@ class ModelPublisher:
 
         Args:
             model: The model's name.
-            source: A fitted scikit-learn estimator or Pipeline, an ONNX ModelProto or its bytes, or the path of a
-                `.onnx` or `.joblib` file.
+            source: A trained scikit-learn, XGBoost, LightGBM or PyTorch model; an ONNX ModelProto or its bytes; the
+                path of a file of any of those; `mlflow:models:/name@alias`, `mlflow:runs:/run/path` or
+                `hf:owner/repo@revision`. See `modelcast.publisher.sources`.
             examples: Rows by event field (frame, list of dicts, path of CSV, JSONL or Parquet) or arrays by graph
                 input (dict of arrays, path of `.npz`). They become the golden examples.
             fields: The event fields, in order, that make up a single matrix input.
-            metrics: What you measured, e.g. {"auc": 0.91}.
+            rename: The model's name of an output or input -> another; outputs name the fields of predictions.
+            metrics: What you measured, e.g. {"auc": 0.91}; goes before what an MLflow run logged.
             require: What has to hold, or nothing is published: `auc>=0.8`, `auc>=champion-0.01`, `load_ms<500`; see
                 `modelcast.publisher.gates`.
             evaluate: Rows with labels to measure the model on; requirements that follow the champion measure the
@@ -128,6 +132,7 @@ class ModelPublisher:
             resend: Sends files that live versions have too, which mends damaged chunks of all of them.
             store: URL of an object store or folder (`s3://bucket/prefix`, `file:///folder`) that the files go to in the
                 place of the log; consumers have to be allowed to read it. See `modelcast.files.store`.
+            trust_pickle: Whether a `.pt` file, or what a reference or folder leads to, may be unpickled, which runs it.
             dry_run: Does everything but the writing; the result says what would be written.
             progress: Draws how far it is, on a terminal or in a notebook.
             on_step: Told each step's name as it starts.
@@ -135,6 +140,7 @@ class ModelPublisher:
 
         Raises:
             UsageError: The name, source or examples can't be used.
+            NotFoundError: A reference names what is not there.
             ModelRefusedError: The model failed a check; nothing was published.
             GateError: A requirement was not met; nothing was published.
             FencedError: Other publishers of this model took over again and again.
@@ -143,6 +149,7 @@ class ModelPublisher:
         """
         from .gatekeeper import Gatekeeper
         from .prepare import prepare  # brings the converters, which a release need not wait for
+        from .references import reference as references
 
         check_model_name(model)
         for name, value in (metrics or {}).items():
@@ -158,9 +165,19 @@ class ModelPublisher:
             if files is not None:
                 files.check()
             evaluation = self._evaluation(evaluate, label, score_output)
-            gatekeeper = Gatekeeper(require, metrics or {}, evaluation, tell=tell, progress=moved)
+            fetched = references.parse(source) is not None
+            gatekeeper = Gatekeeper(require, metrics or {}, evaluation, more=fetched, tell=tell, progress=moved)
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="modelcast-")))
-            prepared = prepare(source, examples, fields=fields, directory=folder, progress=tell)
+            prepared = prepare(
+                source,
+                examples,
+                fields=fields,
+                rename=rename,
+                trust_pickle=trust_pickle,
+                directory=folder,
+                progress=tell,
+            )
+            metrics = {**prepared.metrics, **(metrics or {})}
             gatekeeper.admit(prepared)
             if dry_run:
                 return self._registry.rehearse(
