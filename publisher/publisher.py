@@ -21,6 +21,7 @@ from modelcast.config import Connection
 from modelcast.errors import UsageError
 from modelcast.files.fetch import Fetcher
 from modelcast.files.store import FileStore
+from modelcast.files.store_url import Stores
 from modelcast.names import check_model_name
 from modelcast.records import Release
 from modelcast.registry.image import ModelEntry
@@ -249,7 +250,8 @@ class ModelPublisher:
             )
         from .evaluate import Champions, Evaluation
 
-        champions = Champions(lambda cache: Fetcher(self._log, self._topics, cache))
+        stores = Stores.resolve()  # a champion may lie in another store than this version will
+        champions = Champions(lambda cache: Fetcher(self._log, self._topics, cache, stores=stores))
         return Evaluation(data, label, score_output=score_output), champions
 
     def __enter__(self) -> Self:
