@@ -32,12 +32,14 @@ from modelcast.errors import (
     ModelNotFoundError,
     ModelRefusedError,
     NotFoundError,
+    StoreError,
 )
 from modelcast.log import Log
 from modelcast.names import ModelRef, ModelVersion
 from modelcast.records import InstanceStatus, Refusal
 from modelcast.registry.image import RegistryImage
 from modelcast.topics import Topics
+from modelcast.trust.watch import NO_POLICY, Watch
 
 from .following import RegistryFollower
 from .line import Line, Swapped
@@ -88,6 +90,7 @@ class ControlPlane:
         instance: The status topic's key.
         runtime: What runs the models, as name -> version.
         keep: Servables kept loaded behind each live one: 1 or 0.
+        trust: Which records of the registry count.
         clock: Monotonic seconds.
         now_ms: Epoch milliseconds.
     """
@@ -107,6 +110,7 @@ class ControlPlane:
         preserve: Preserve = Preserve.AVAILABILITY,
         keep: int = 1,
         heartbeat_s: float = HEARTBEAT_S,
+        trust: Watch = NO_POLICY,
         clock: Callable[[], float] = time.monotonic,
         now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
     ) -> None:
@@ -125,7 +129,7 @@ class ControlPlane:
         self._failures: queue.SimpleQueue[tuple[ModelRef, ModelVersion, str]] = queue.SimpleQueue()
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
-        self._follower = RegistryFollower(log, topics, clock=clock, pause=self._stop.wait)
+        self._follower = RegistryFollower(log, topics, clock=clock, pause=self._stop.wait, trust=trust)
 
     # -- for any thread
 
@@ -322,16 +326,22 @@ class ControlPlane:
         if line.ref.version is not None or image.repository is None:
             return 0
         repository, model = image.repository.uuid, line.ref.model
-        mark = self._marks.get(repository, model)
+        mark = self._known_mark(repository, model)
         entry = image.models.get(model)
         champion = entry.champion if entry is not None else None
-        if champion is None or champion.sequence <= mark:
+        if entry is None or champion is None or champion.sequence < mark:
             return mark
+        standing = entry.standings.get(champion.sequence)
         try:
-            self._marks.advance(repository, model, champion.sequence)
+            self._marks.advance(repository, model, champion.sequence, standing.signers if standing is not None else ())
         except ModelcastError as error:
             LOGGER.warning("%s", error)
         return champion.sequence
+
+    def _known_mark(self, repository: str, model: str) -> int:
+        """The highest release seen whose signers are still enough: one by a key that was revoked does not count."""
+        admission = self._follower.admission
+        return self._marks.get(repository, model, lambda signers: admission.vouch(model, signers).admitted)
 
     def _load(self, line: Line, action: Load) -> None:
         kept = line.slot.kept_key
@@ -381,7 +391,7 @@ class ControlPlane:
         entry = image.models.get(ref.model) if image is not None else None
         if image is None or entry is None or key is None or key.id != version:
             return  # something else took its place meanwhile
-        view = line.view(busy=False, mark=self._marks.get(key.repository, ref.model), now_s=self._clock())
+        view = line.view(busy=False, mark=self._known_mark(key.repository, ref.model), now_s=self._clock())
         refused = RefusedVersion(key, FAILED_LIVE, message, self._now_ms(), basis_of(entry, key, view))
         self._refuse(line, refused)
         # Not simply the kept one: after a rollback, that is the version somebody went back from.
@@ -437,6 +447,8 @@ def reason_of(error: BaseException | None) -> str:
             return error.reason
         case BrokerError():
             return "broker"
+        case StoreError():
+            return "store"
         case ModelcastError():
             return "setup"
         case OSError():

@@ -4,6 +4,8 @@
 - A broker that is away is waited for: the image stays, and says since when it is stale.
 - A reader that failed is replaced after a growing pause, and reads from the beginning.
 - A topic that shrank, or holds records of another repository, is read anew, loudly: it was truncated or made again.
+- Where the trust policy changed, other records count: the registry is read anew under it, and until that is done the
+  image is the one before.
 """
 
 from __future__ import annotations
@@ -17,6 +19,8 @@ from modelcast.log import Log
 from modelcast.registry.image import RegistryImage
 from modelcast.registry.reader import RegistryReader
 from modelcast.topics import Topics
+from modelcast.trust.admission import Admission
+from modelcast.trust.watch import NO_POLICY, Watch
 
 from .policy import retry_delay_s
 
@@ -38,11 +42,20 @@ class RegistryFollower:
     Args:
         clock: Monotonic seconds.
         pause: Waits at most so many seconds.
+        trust: Which records count; looked at every `PROBE_S`.
     """
 
     def __init__(
-        self, log: Log, topics: Topics, *, clock: Callable[[], float], pause: Callable[[float], object]
+        self,
+        log: Log,
+        topics: Topics,
+        *,
+        clock: Callable[[], float],
+        pause: Callable[[float], object],
+        trust: Watch = NO_POLICY,
     ) -> None:
+        self._trust = trust
+        self._admission = trust.admission
         self._log = log
         self._topics = topics
         self._clock = clock
@@ -54,12 +67,18 @@ class RegistryFollower:
         self._reopen_at_s = clock()
         self._opened_at_s = 0.0
         self._probe_at_s = clock()
+        self._trust_at_s = clock() + PROBE_S
         self._stale_since_s: float | None = None
 
     @property
     def image(self) -> RegistryImage | None:
         """The registry as last read; None before it was read to its end."""
         return self._image
+
+    @property
+    def admission(self) -> Admission:
+        """What the image was made under."""
+        return self._admission
 
     @property
     def fault(self) -> Exception | None:
@@ -82,8 +101,9 @@ class RegistryFollower:
             Whether the registry was read to its end in this turn.
         """
         try:
+            now = self._clock()
+            self._look_at_policy(now)
             if self._reader is None:
-                now = self._clock()
                 if now < self._reopen_at_s:
                     self._pause(min(wait_s, self._reopen_at_s - now))
                     return False
@@ -102,9 +122,18 @@ class RegistryFollower:
         """Lets go of the reader."""
         self._drop_reader()
 
+    def _look_at_policy(self, now: float) -> None:
+        if now < self._trust_at_s:
+            return
+        self._trust_at_s = now + PROBE_S
+        if self._trust.changed():
+            self._drop_reader()
+            self._reopen_at_s = now
+
     def _open(self) -> None:
+        admission = self._trust.admission
         try:
-            self._reader = RegistryReader(self._log, self._topics, clock=self._clock)
+            self._reader = RegistryReader(self._log, self._topics, admission=admission, clock=self._clock)
         except TopicNotFoundError as error:
             raise RepositoryNotFoundError(
                 f"there is no modelcast repository here: {error.message}", hint="Make one with: modelcast init"
@@ -127,6 +156,7 @@ class RegistryFollower:
                 before.revision,
                 image.revision,
             )
+        self._admission = admission
         self._take(image, before=None)  # what was learned of another topic's records does not count
 
     def _take(self, image: RegistryImage, *, before: RegistryImage | None) -> None:
@@ -138,7 +168,8 @@ class RegistryFollower:
             LOGGER.warning(
                 "registry record at offset %d (%s) counts for nothing: %s", fault.offset, fault.key, fault.message
             )
-        if before is not None and fresh and self._clock() - self._opened_at_s > REREAD_S:
+        strange = any(fault.verdict is None for fault in fresh)  # what is not admitted says nothing of the topic
+        if before is not None and strange and self._clock() - self._opened_at_s > REREAD_S:
             raise BrokerError(f"topic {self._topics.registry!r} may have been made anew: it is read from its beginning")
 
     def _probe(self) -> None:

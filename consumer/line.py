@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from modelcast.names import ModelRef, ModelVersion
 from modelcast.records import ModelState, ModelStatus, Refusal, Release
 
-from .policy import RefusedVersion, View
+from .policy import NO_VERSION, RefusedVersion, View
 from .slot import Slot, Stage, VersionKey
 
 if TYPE_CHECKING:
@@ -109,11 +109,20 @@ class Line:
             release_to_live_ms=after_release,
             swaps=self._facts.swaps + (before is not None),
         )
-        self.refused.pop(key, None)
+        self._forget_refusals(key, release)
         self.slot.swap(servable)
         if is_ready:
             self.ready = None
         return event
+
+    def _forget_refusals(self, live: VersionKey, release: Release | None) -> None:
+        """What goes live was admitted after all: under its number, and its release as far as it goes."""
+        reached = release.sequence if release is not None else 0
+        self.refused = {
+            key: refused
+            for key, refused in self.refused.items()
+            if key.id != live.id and not (key.id.version == NO_VERSION and refused.basis.sequence <= reached)
+        }
 
     def unload(self, key: VersionKey) -> None:
         """Lets go of the ready version, or empties the slot of the live one."""

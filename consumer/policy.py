@@ -2,8 +2,9 @@
 
 Rules, first to last:
 - A model follows its champion: the release of the highest sequence. A pinned reference follows nothing.
+- A release that the trust policy does not admit counts for nothing, and is said to be refused.
 - A champion whose sequence is below the mark (the highest ever seen) was replayed: refused, and nothing older either.
-- A champion that names a withdrawn or unknown version is refused.
+- A champion that names a withdrawn, unknown or untrusted version is refused.
 - What was refused is tried again only when what the refusal rests on (`Basis`) changed, or its retry is due.
 - A refused champion leaves the live version alone. If nothing is live (a start, or memory was freed first), the release
   that a rollback would restore serves until the champion can.
@@ -32,6 +33,7 @@ from .slot import VersionKey
 REPLAYED = "replayed"
 UNKNOWN_VERSION = "unknown-version"
 WITHDRAWN = "withdrawn"
+UNTRUSTED = "untrusted"
 # A version that was live, and then failed on whatever it was given.
 FAILED_LIVE = "failed-live"
 
@@ -155,7 +157,7 @@ def decide(image: RegistryImage, view: View, preserve: Preserve = Preserve.AVAIL
     if image.repository is None:
         return Nothing()
     entry = image.models.get(view.ref.model) or ModelEntry(view.ref.model)
-    for candidate in _candidates(image.repository.uuid, entry, view):
+    for candidate in _candidates(image, image.repository.uuid, entry, view):
         match candidate:
             case Load():
                 return _towards(candidate, entry, view, preserve)
@@ -175,29 +177,32 @@ def basis_of(entry: ModelEntry, key: VersionKey, view: View) -> Basis:
     )
 
 
-def _candidates(repository: str, entry: ModelEntry, view: View) -> Iterator[Load | Refuse]:
+def _candidates(image: RegistryImage, repository: str, entry: ModelEntry, view: View) -> Iterator[Load | Refuse]:
     """What may serve, best first; a refusal that is not on record yet comes before what it leads to."""
-    if view.ref.version is None and entry.champion is None and view.mark > 0:
-        nothing = VersionKey(repository, ModelVersion(entry.name, NO_VERSION))
-        if nothing not in view.refused:
-            yield Refuse(nothing, REPLAYED, _lost(entry, 0, view.mark), Basis(0, None, view.fields))
-        return
+    if view.ref.version is None:
+        refuse = _no_release(image, repository, entry, view)
+        if refuse is not None and not _on_record(refuse, view):
+            yield refuse
+        if entry.champion is None:
+            return
     for release in _releases(entry, view):
         version = view.ref.version if release is None else release.version
         if version is None or not entry.versions:
             continue  # a model nobody published yet is waited for
-        key = VersionKey(repository, ModelVersion(entry.name, version))
         record = entry.versions.get(version)
+        content = record.digest if isinstance(record, VersionRecord) else ""
+        key = VersionKey(repository, ModelVersion(entry.name, version), content)
         basis = Basis(
             release.sequence if release is not None else 0,
             record.offset if isinstance(record, VersionRecord) else None,
             view.fields,
         )
-        fault = _fault(entry, key, record, release, view)
+        fault = _fault(image, entry, key, record, release, view)
         known = view.refused.get(key)
         if fault is not None:
-            if known is None or (known.reason, known.basis) != (fault[0], basis):
-                yield Refuse(key, *fault, basis)
+            refuse = Refuse(key, *fault, basis)
+            if not _on_record(refuse, view):
+                yield refuse
             if fault[0] == REPLAYED:
                 return
         elif isinstance(record, VersionRecord) and not _blocked(known, basis, view.now_s):
@@ -221,7 +226,25 @@ def _releases(entry: ModelEntry, view: View) -> Iterator[Release | None]:
         current = next((release for release in reversed(entry.releases) if release.sequence < origin), None)
 
 
+def _no_release(image: RegistryImage, repository: str, entry: ModelEntry, view: View) -> Refuse | None:
+    """Why a release that was there, or claims to be, is none."""
+    nothing = VersionKey(repository, ModelVersion(entry.name, NO_VERSION))
+    untrusted = image.untrusted_release(entry)
+    if untrusted is not None:
+        basis = Basis(untrusted.key.number, untrusted.offset, view.fields)
+        return Refuse(nothing, UNTRUSTED, str(untrusted), basis)
+    if entry.champion is None and view.mark > 0:
+        return Refuse(nothing, REPLAYED, _lost(entry, 0, view.mark), Basis(0, None, view.fields))
+    return None
+
+
+def _on_record(refuse: Refuse, view: View) -> bool:
+    known = view.refused.get(refuse.key)
+    return known is not None and (known.reason, known.basis) == (refuse.reason, refuse.basis)
+
+
 def _fault(
+    image: RegistryImage,
     entry: ModelEntry,
     key: VersionKey,
     record: VersionRecord | Withdrawn | None,
@@ -232,6 +255,9 @@ def _fault(
         return REPLAYED, _lost(entry, release.sequence, view.mark)
     if isinstance(record, Withdrawn):
         return WITHDRAWN, f"{key} was withdrawn: {record.message or 'no reason given'}"
+    untrusted = image.untrusted_versions.get(key.id)
+    if record is None and untrusted is not None:
+        return UNTRUSTED, str(untrusted)
     if record is None:
         return UNKNOWN_VERSION, f"the registry holds no usable record of {key}"
     return None
@@ -272,7 +298,8 @@ def _towards(target: Load, entry: ModelEntry, view: View, preserve: Preserve) ->
 
 def _is_progress(ready: VersionKey, target: VersionKey, entry: ModelEntry, view: View) -> bool:
     """Whether an overtaken version lies between the live one and the wanted one, all of one repository."""
-    if ready.repository != target.repository or not isinstance(entry.versions.get(ready.id.version), VersionRecord):
+    record = entry.versions.get(ready.id.version)
+    if ready.repository != target.repository or not isinstance(record, VersionRecord) or record.digest != ready.content:
         return False
     behind = view.live is None or (view.live.repository == ready.repository and view.live.id.version < ready.id.version)
     return behind and ready.id.version < target.id.version

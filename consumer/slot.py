@@ -60,14 +60,20 @@ class IllegalTransitionError(RuntimeError):
 
 @dataclass(frozen=True, slots=True, order=True)
 class VersionKey:
-    """One version on one repository: numbers start again when a repository is made anew."""
+    """One version on one repository: numbers start again when a repository is made anew.
+
+    Attributes:
+        content: The version's digest; empty where nothing is known of it. Where a trust policy changes, another version
+            may stand under the same number.
+    """
 
     repository: str
     id: ModelVersion
+    content: str = ""
 
     @classmethod
     def of(cls, servable: Servable) -> VersionKey:
-        return cls(servable.manifest.repository, servable.id)
+        return cls(servable.manifest.repository, servable.id, servable.manifest.digest)
 
     def __str__(self) -> str:
         return str(self.id)

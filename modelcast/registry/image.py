@@ -22,6 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TypeVar
 
 from modelcast import codec
@@ -42,7 +43,7 @@ MAX_FAULTS = 100
 MAX_UNTRUSTED = 1_000
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class VersionRecord:
     """A published version.
 
@@ -56,6 +57,11 @@ class VersionRecord:
     hints: tuple[ChunkHint, ...]
     offset: int
     signers: tuple[str, ...] = ()
+
+    @cached_property
+    def digest(self) -> str:
+        """The version's digest, computed once: whoever follows the registry asks again and again."""
+        return self.manifest.digest
 
 
 @dataclass(frozen=True, slots=True)

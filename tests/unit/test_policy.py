@@ -37,7 +37,12 @@ FRAUD = ModelRef("fraud")
 
 
 def key(version: int, repository: str = UUID) -> VersionKey:
-    return VersionKey(repository, ModelVersion("fraud", version))
+    return VersionKey(repository, ModelVersion("fraud", version), manifest(version, repository).digest)
+
+
+def absent(version: int) -> VersionKey:
+    """A version that the registry says nothing more of: unknown, withdrawn or untrusted."""
+    return VersionKey(UUID, ModelVersion("fraud", version))
 
 
 def manifest(version: int, repository: str = UUID) -> Manifest:
@@ -129,7 +134,7 @@ class TestBursts:
 
     def test_what_is_ready_is_let_go_when_nothing_acceptable_is_wanted(self) -> None:
         registry = image([1, 2], withdrawn=(2,))
-        known = refused(RefusedVersion(key(2), WITHDRAWN, "", 0, Basis(2, None, 0)))
+        known = refused(RefusedVersion(absent(2), WITHDRAWN, "", 0, Basis(2, None, 0)))
         assert decide(registry, View(FRAUD, live=key(1), ready=key(2), refused=known)) == Unload(key(2))
 
 
@@ -138,9 +143,9 @@ class TestRefusing:
         registry, view = image([1, 2], withdrawn=(2,)), View(FRAUD, live=key(1))
         action = decide(registry, view)
         assert isinstance(action, Refuse)
-        assert (action.key, action.reason) == (key(2), WITHDRAWN)
+        assert (action.key, action.reason) == (absent(2), WITHDRAWN)
         assert "it leaks" in action.message
-        known = refused(RefusedVersion(key(2), action.reason, action.message, 0, action.basis))
+        known = refused(RefusedVersion(absent(2), action.reason, action.message, 0, action.basis))
         assert decide(registry, replace(view, refused=known)) == Nothing()
 
     def test_an_unknown_version_is_refused_and_taken_when_it_appears(self) -> None:
@@ -148,14 +153,14 @@ class TestRefusing:
         action = decide(image([1, 2], unknown=(2,)), view)
         assert isinstance(action, Refuse)
         assert action.reason == UNKNOWN_VERSION
-        known = refused(RefusedVersion(key(2), action.reason, action.message, 0, action.basis))
+        known = refused(RefusedVersion(absent(2), action.reason, action.message, 0, action.basis))
         assert loads(decide(image([1, 2]), replace(view, refused=known))) == 2
 
     @pytest.mark.parametrize("fault", [{"withdrawn": (3,)}, {"unknown": (3,)}])
     def test_a_pin_on_a_version_that_can_not_be_is_refused(self, fault: dict[str, tuple[int, ...]]) -> None:
         action = decide(image([1], **fault), View(ModelRef("fraud", 3)))
         assert isinstance(action, Refuse)
-        assert action.key == key(3)
+        assert action.key == absent(3)
 
     def test_what_was_refused_is_not_tried_again_while_nothing_changes(self) -> None:
         assert decide(image([1, 2]), View(FRAUD, live=key(1), refused=refused(refusal(2, 2)))) == Nothing()
@@ -231,7 +236,7 @@ class TestFallingBack:
         registry, known = image([1, 2, 3], withdrawn=(2,)), refused(refusal(3, 3))
         action = decide(registry, View(FRAUD, refused=known))
         assert isinstance(action, Refuse)
-        known |= refused(RefusedVersion(key(2), action.reason, "", 0, action.basis))
+        known |= refused(RefusedVersion(absent(2), action.reason, "", 0, action.basis))
         assert loads(decide(registry, View(FRAUD, refused=known))) == 1
 
     def test_nothing_stands_in_while_a_version_is_live(self) -> None:

@@ -40,7 +40,7 @@ class FakeServable:
 
     @property
     def manifest(self) -> SimpleNamespace:
-        return SimpleNamespace(repository=REPOSITORY)
+        return SimpleNamespace(repository=REPOSITORY, digest="")
 
     @property
     def closed(self) -> bool:
