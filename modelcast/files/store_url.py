@@ -138,7 +138,7 @@ def _check_secrets(text: str) -> None:
     """First of all, since other errors show the text."""
     place, *rest = re.split("[?#]", text, maxsplit=1)
     scheme, colon, path = place.partition(":")
-    if "@" in path.lstrip("/").split("/")[0]:
+    if "@" in path.removeprefix("//").split("/")[0]:
         raise UsageError(
             f"the URL of a store holds a user or password ({scheme}{colon}//…@…)",
             hint="Leave it out: credentials come from the environment, as AWS_ACCESS_KEY_ID for s3.",
