@@ -25,6 +25,7 @@ from modelcast.kafka import KafkaLog
 from modelcast.log import TopicSpec
 from modelcast.publisher.hold import TRANSACTION_TIMEOUT_MS
 from modelcast.publisher.prepare import PreparedModel, prepare
+from modelcast.publisher.published import Published
 from modelcast.publisher.session import RegistryWriter
 from modelcast.publisher.upload import CHUNK_BYTES
 from modelcast.registry.repository import CATCH_UP_TIMEOUT_S, init
@@ -43,6 +44,9 @@ LARGE_WIDTH = 1_300_000
 SWEEP_S = 10
 # Commits cut short at a random moment; one takes a second.
 COMMITS = 4
+# An upload of forty chunks at this pace is fenced a dozen times, by people who roll back as fast as they can type.
+PACE_S = 0.1
+ROLLBACK_EVERY_S = 0.3
 EXAMPLES = [{"amount": 1.0, "age": 2.0}, {"amount": 3.0, "age": 4.0}]
 
 
@@ -295,6 +299,40 @@ def test_f03_two_publishers_at_once_end_with_distinct_versions_or_one_is_told(
     assert {record.manifest.digest for record in map(entry.version, published)} == {
         published["digest"] for status, published in outcomes if status == 0
     }
+
+
+def test_f03_rollbacks_fired_all_the_time_never_kill_a_long_upload(
+    publishers: Publishers, log: KafkaLog, model: PreparedModel, large: PreparedModel
+) -> None:
+    topics = publishers.topics
+    registry = RegistryWriter(log, topics)
+    for _ in range(2):
+        registry.publish(MODEL, model, release=True)
+    published: list[Published] = []
+    attempts = 0
+
+    def pace(_: str, done: int, total: int) -> None:
+        nonlocal attempts
+        if not attempts:
+            time.sleep(PACE_S)  # a slow network; the attempts after the first find everything there
+        attempts += done == total
+
+    def publish() -> None:
+        published.append(RegistryWriter(log, topics).publish(MODEL, large, release=False, progress=pace))
+
+    publisher = threading.Thread(target=publish)
+    publisher.start()
+    fired = 0
+    while publisher.is_alive():
+        registry.release(MODEL, 1 + fired % 2)
+        fired += 1
+        publisher.join(ROLLBACK_EVERY_S)
+    print(f"{fired} releases meanwhile, {attempts} attempts")
+    assert fired > 10
+    assert [p.manifest.version for p in published] == [3]
+    assert published[0].bytes_sent == sum(file.size for file in large.files)
+    assert set(chunks(log, topics).values()) == {1}  # nothing was sent twice
+    assert len(image(log, topics).models[MODEL].releases) >= fired
 
 
 def test_f04_a_blobs_topic_that_takes_no_chunk_is_refused_before_the_first_byte(
