@@ -22,10 +22,10 @@ os.environ.setdefault("POLARS_MAX_THREADS", "1")
 import numpy as np
 
 from modelcast.avro import Schema
-from modelcast.tensors import FieldSpec
 from modelcast.consumer.decode.batch import BatchDecoder
 from modelcast.consumer.predictions import PredictionEncoder
 from modelcast.records import DType, Manifest, OutputSpec, Signature
+from modelcast.tensors import FieldSpec
 
 FLOATS = 30
 BATCHES = (1, 100, 1_000, 10_000, 50_000)

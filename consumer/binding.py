@@ -25,7 +25,7 @@ import numpy as np
 from modelcast.errors import BindingError
 from modelcast.records import DType, InputBinding, Signature
 from modelcast.runtime import Array
-from modelcast.tensors import FieldSpec, numpy_dtype
+from modelcast.tensors import FieldSpec, numpy_dtype, tensor_of
 
 _INTEGER_KINDS = frozenset({"int", "long"})
 _NUMBER_KINDS = frozenset({*_INTEGER_KINDS, "float", "double"})
@@ -154,14 +154,15 @@ class Binding:
 
 def _specs(entry: InputBinding) -> list[FieldSpec]:
     """The fields of one input, each as it is asked for."""
-    width, sizes = len(entry.fields), entry.shape[1:]
-    if width == 1 and entry.shape[:1] == (None,) and sizes not in ((), (1,)):
-        try:
-            return [FieldSpec(entry.fields[0], entry.dtype, sizes)]
-        except ValueError as error:
-            raise BindingError(
-                f"input {entry.name!r} of shape {list(entry.shape)} can't be fed from one field: {error}"
-            ) from error
+    width = len(entry.fields)
+    try:
+        tensor = tensor_of(entry)
+    except ValueError as error:
+        raise BindingError(
+            f"input {entry.name!r} of shape {list(entry.shape)} can't be fed from one field: {error}"
+        ) from error
+    if tensor is not None:
+        return [tensor]
     legal = entry.shape == (None, width) or (width == 1 and entry.shape == (None,))
     if not width or not legal:
         raise BindingError(

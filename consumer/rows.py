@@ -4,6 +4,9 @@
 - Or a list of records, each a mapping of field to value.
 - The rules are those of events: a value is there (null and None are not), a string is text, a bool is no number.
   Fields the model does not take are ignored.
+- A field that holds the whole row of a tensor `[N, d1, …, dk]` is one array of that shape or of `[N, d1·…·dk]`; or for
+  each row raw bytes, base64 text, an array of the row's shape or a flat list. One row alone, as bytes or an array,
+  counts as a scalar does.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ import numpy as np
 from modelcast.errors import BindingError
 from modelcast.records import DType
 from modelcast.runtime import Array
-from modelcast.tensors import FieldSpec
+from modelcast.tensors import FieldSpec, shaped, stack
 
 
 @runtime_checkable
@@ -54,11 +57,14 @@ def columns_of(rows: Rows | object, specs: Sequence[FieldSpec]) -> dict[str, Arr
         if spec.name not in table:
             continue  # the binding names it, and what may have been meant
         value = table[spec.name]
-        is_scalar = isinstance(value, _SCALARS) or (isinstance(value, np.ndarray) and value.ndim == 0)
-        column = _column(spec, [value.item() if isinstance(value, np.ndarray) else value] if is_scalar else value)
+        is_scalar = _is_one(spec, value)
+        if spec.shape is not None:
+            column = _tensor(spec, [value] if is_scalar else value)
+        else:
+            column = _column(spec, [value.item() if isinstance(value, np.ndarray) else value] if is_scalar else value)
         (scalars if is_scalar else arrays)[spec.name] = column
     count = len(next(iter(arrays.values()))) if arrays else 1
-    return arrays | {name: np.repeat(column, count) for name, column in scalars.items()}
+    return arrays | {name: np.repeat(column, count, axis=0) for name, column in scalars.items()}
 
 
 def _table(rows: object, specs: Sequence[FieldSpec]) -> Mapping[str, Any]:
@@ -82,6 +88,22 @@ def _table(rows: object, specs: Sequence[FieldSpec]) -> Mapping[str, Any]:
         elif any(spec.name in record for record in rows):
             raise BindingError(f"field {spec.name!r} is missing in row {missing}")
     return table
+
+
+def _is_one(spec: FieldSpec, value: Any) -> bool:
+    """Whether this is one row's value rather than one for each row."""
+    return isinstance(value, _SCALARS) or (
+        isinstance(value, np.ndarray) and value.dtype.kind != "O" and value.shape == spec.dims
+    )
+
+
+def _tensor(spec: FieldSpec, values: Any) -> Array:
+    if not isinstance(values, np.ndarray | list | tuple):
+        _check_nulls(spec, values)
+        values = values.to_list() if hasattr(values, "to_list") else list(values)
+    if isinstance(values, np.ndarray) and values.dtype.kind in "fiu":
+        return shaped(values, spec)
+    return stack(list(values), spec)
 
 
 def _column(spec: FieldSpec, values: Any) -> Array:

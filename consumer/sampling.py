@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from modelcast.avro import Schema, fingerprint_of
 from modelcast.log import Log
 
-from .binding import EventFields
+from .binding import EventFields, array_of
 from .decode.batch import SchemaSource
 
 # Enough to see every optional field of JSON events of one kind, few enough to be read in milliseconds.
@@ -32,7 +32,9 @@ _POLL_S = 0.1
 # Kinds of fields, as the binding knows them.
 OTHER = "other"
 _NUMBERS = ("int", "long", "float", "double")  # from the narrowest to the widest
-_AVRO_KINDS = frozenset({*_NUMBERS, "string", "enum", "boolean"})
+_NUMBER_KINDS = frozenset(_NUMBERS)
+_ARRAYS = tuple(array_of(kind) for kind in _NUMBERS)
+_AVRO_KINDS = frozenset({*_NUMBERS, "string", "enum", "boolean", "bytes", "fixed"})
 
 
 def event_fields(
@@ -159,15 +161,25 @@ def _json_kind(value: object) -> str:
             return "double"
         case str():
             return "string"
+        case list() if value:
+            return _array_kind({_json_kind(item) for item in value if item is not None})
         case _:
             return OTHER
+
+
+def _array_kind(items: Collection[str]) -> str:
+    """Of an array with items of these kinds."""
+    if not items or not _NUMBER_KINDS.issuperset(items):
+        return OTHER
+    return array_of(max(items, key=_NUMBERS.index))
 
 
 def _merged(first: str | None, second: str) -> str:
     if first is None or first == second:
         return second
-    if first in _NUMBERS and second in _NUMBERS:
-        return max(first, second, key=_NUMBERS.index)
+    for widening in (_NUMBERS, _ARRAYS):
+        if first in widening and second in widening:
+            return max(first, second, key=widening.index)
     return second  # the later event is the better witness
 
 
@@ -184,6 +196,8 @@ def _avro_kind(schema: Any, named: Mapping[str, Any]) -> str:
                 return OTHER
             kind = _merged(kind, branch)
         return kind
+    if isinstance(schema, dict) and schema.get("type") == "array":
+        return _array_kind({_avro_kind(schema["items"], named)})
     if isinstance(schema, dict):
         inner = schema.get("type")
         return _avro_kind(inner, named) if isinstance(inner, (dict, list)) else _known_kind(inner)

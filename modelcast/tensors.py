@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from modelcast.errors import BindingError
-from modelcast.records import DType
+from modelcast.records import DType, InputBinding
 
 Array = npt.NDArray[Any]
 
@@ -38,6 +38,18 @@ LAYOUTS: Final[Mapping[DType, np.dtype[Any]]] = {
     DType.FLOAT32: np.dtype("<f4"),
     DType.FLOAT64: np.dtype("<f8"),
 }
+
+
+def tensor_of(binding: InputBinding) -> FieldSpec | None:
+    """What an input's one field must hold where that is a whole row; None for columns and matrices of columns.
+
+    Raises:
+        ValueError: As `FieldSpec`.
+    """
+    sizes = binding.shape[1:]
+    if len(binding.fields) != 1 or binding.shape[:1] != (None,) or sizes in ((), (1,)):
+        return None
+    return FieldSpec(binding.fields[0], binding.dtype, sizes)
 
 
 def numpy_dtype(dtype: DType) -> np.dtype[Any]:
@@ -149,7 +161,7 @@ def _one(index: int, row: Any, spec: FieldSpec) -> Array:
         data = bytes(row)
         if len(data) != spec.row_bytes:
             raise BindingError(f"{where} has {len(data)} bytes in row {index}, the model needs {spec.wanted}")
-        return from_bytes(data, spec)[0]
+        return from_bytes(data, spec).reshape(spec.dims)
     if row is None:
         raise BindingError(f"{where} is null in row {index}, the model needs {spec.wanted}")
     try:

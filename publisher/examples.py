@@ -5,6 +5,8 @@
 - An input `[N]` or `[N, 1]` is a column: it takes the event field of its own name (or the one name given as fields).
 - An input `[N, F]` is a matrix of F event fields in order: those given as fields; else those the estimator was trained
   with; else the examples' columns in their order, if they are exactly F and all numbers. There can be only one.
+- An input `[N, d1, …, dk]` of more dimensions takes one field that holds the whole row (`whole_rows`), found as for a
+  column. So does `[N, F]` where the one field of its name, or the one named as fields, holds rows.
 - Values convert without loss of meaning, as those of events will: float from any number, integer from integers in
   range, string from text, boolean from booleans. A missing number is NaN for a float input and an error elsewhere.
 
@@ -18,7 +20,7 @@ from __future__ import annotations
 import zipfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
@@ -30,6 +32,9 @@ from modelcast import tables
 from modelcast.errors import BindingError, SourceError, StructureError, UsageError
 from modelcast.records import DType, InputBinding
 from modelcast.runtime import TensorInfo
+from modelcast.tensors import LAYOUTS, tensor_of
+
+from . import whole_rows
 
 Array = npt.NDArray[Any]
 # A path, a polars or pandas DataFrame, arrays or lists by name, or one dict a row.
@@ -93,11 +98,11 @@ class Rows:
         return array
 
     def matrix(self, name: str) -> Array | None:
-        """An array `[N, F]` given under this name, or None if there is none or it is a column."""
+        """Rows `[N, F]` given under this name, or None if there are none or it is a column."""
         values = self.values.get(name)
-        if values is None or getattr(values, "ndim", 1) != 2:
+        if values is None:
             return None
-        return _as_array(name, values)
+        return _as_array(name, values) if getattr(values, "ndim", 1) == 2 else whole_rows.as_matrix(values)
 
     def is_number(self, name: str) -> bool:
         """Whether the column of this name holds numbers."""
@@ -142,7 +147,8 @@ def bind(inputs: Sequence[TensorInfo], rows: Rows, fields: Sequence[str] | None)
         BindingError: The examples do not have what an input takes.
         UsageError: `fields` are missing, do not fit, or are not needed.
     """
-    matrices = [info for info in inputs if _is_matrix(info, fields)]
+    tensors = [info for info in inputs if _is_tensor(info, rows, fields)]
+    matrices = [info for info in inputs if info not in tensors and _is_matrix(info, fields)]
     if len(matrices) > 1:
         raise BindingError(
             f"the graph has {len(matrices)} matrix inputs, {_listed([info.name for info in matrices])}",
@@ -150,16 +156,37 @@ def bind(inputs: Sequence[TensorInfo], rows: Rows, fields: Sequence[str] | None)
         )
     if fields is not None:
         _check_fields(inputs, matrices, fields)
-    return tuple(_bind_one(info, len(inputs), info in matrices, rows, fields) for info in inputs)
+    return tuple(
+        _bind_one(info, _field_of(info, inputs, fields), rows)
+        if info not in matrices
+        else _bind_matrix(info, rows, fields)
+        for info in inputs
+    )
 
 
 def feeds(bindings: Sequence[InputBinding], rows: Rows) -> dict[str, Array]:
-    """The arrays of graph inputs, `[N]`, `[N, 1]` or `[N, F]` as the bindings say.
+    """The arrays of graph inputs, `[N]`, `[N, 1]`, `[N, F]` or `[N, d1, …, dk]` as the bindings say.
 
     Raises:
         BindingError: A field is missing or does not convert; the message names field and types.
     """
     return {binding.name: _feed(binding, rows) for binding in bindings}
+
+
+def exact_feeds(bindings: Sequence[InputBinding], rows: Rows) -> dict[str, Array]:
+    """As `feeds`, with float64 where the graph takes float32: what an original is compared on.
+
+    Whole rows are first made the float32 that their bytes in events will be.
+    """
+    exact: dict[str, Array] = {}
+    for binding in bindings:
+        if binding.dtype is not DType.FLOAT32:
+            exact[binding.name] = _feed(binding, rows)
+        elif tensor_of(binding) is not None:
+            exact[binding.name] = _feed(binding, rows).astype(np.float64)
+        else:
+            exact[binding.name] = _feed(replace(binding, dtype=DType.FLOAT64), rows)
+    return exact
 
 
 def _read_npz(path: Path) -> Rows:
@@ -296,9 +323,21 @@ def _int64(name: str, array: Array) -> Array:
     return array.astype(np.int64, copy=False)
 
 
+def _is_tensor(info: TensorInfo, rows: Rows, fields: Sequence[str] | None) -> bool:
+    """Whether one field holds a whole row of this input."""
+    _check_shape(info)
+    if len(info.shape) != 2 or info.shape[1] == 1:
+        return len(info.shape) > 2
+    if fields is not None and len(fields) != 1:
+        return False
+    names = [name for name in (*(fields or ()), info.name) if name in rows]
+    given = rows.values[names[0]] if names else None
+    # An array under the input's name may be columns or whole rows: who names one field says which.
+    return whole_rows.are_rows(given) or (fields is not None and whole_rows.are_arrays(given))
+
+
 def _is_matrix(info: TensorInfo, fields: Sequence[str] | None) -> bool:
     """`[N, 1]` is a column; `[N, ?]` is a matrix unless one field is named for it."""
-    _check_shape(info)
     return len(info.shape) == 2 and info.shape[1] != 1 and not (info.shape[1] is None and fields and len(fields) == 1)
 
 
@@ -315,10 +354,10 @@ def _check_shape(info: TensorInfo) -> None:
             f"input {info.name!r} takes batches of exactly {info.shape[0]} row{'s' if info.shape[0] != 1 else ''}",
             hint="Export it with a dynamic first dimension (PyTorch: dynamic_axes or dynamic_shapes).",
         )
-    if len(info.shape) > 2:
+    if len(info.shape) > 2 and DType(info.dtype) not in LAYOUTS:
         raise StructureError(
-            f"input {info.name!r} has shape {_shape(info)}; event fields feed [N], [N, 1] or [N, F]",
-            hint="Take a matrix and reshape it inside the graph.",
+            f"input {info.name!r} is {_shape(info)} of {info.dtype}, and events hold whole rows of numbers only",
+            hint=f"Cast inside the graph from one of {_listed(list(LAYOUTS))}.",
         )
 
 
@@ -346,19 +385,30 @@ def _check_fields(inputs: Sequence[TensorInfo], matrices: Sequence[TensorInfo], 
         )
 
 
-def _bind_one(info: TensorInfo, inputs: int, is_matrix: bool, rows: Rows, fields: Sequence[str] | None) -> InputBinding:
+def _field_of(info: TensorInfo, inputs: Sequence[TensorInfo], fields: Sequence[str] | None) -> str:
+    return fields[0] if fields is not None and len(inputs) == 1 else info.name
+
+
+def _bind_matrix(info: TensorInfo, rows: Rows, fields: Sequence[str] | None) -> InputBinding:
+    names = tuple(fields) if fields is not None else _columns_of_matrix(info, rows)
+    return InputBinding(info.name, DType(info.dtype), (None, len(names)), names)
+
+
+def _bind_one(info: TensorInfo, field: str, rows: Rows) -> InputBinding:
+    """Binds an input that takes one field: a column, or whole rows."""
     dtype = DType(info.dtype)
-    if is_matrix:
-        names = tuple(fields) if fields is not None else _columns_of_matrix(info, rows)
-        return InputBinding(info.name, dtype, (None, len(names)), names)
-    field = fields[0] if fields is not None and inputs == 1 else info.name
-    if field not in rows and info.name not in rows:
+    given = next((rows.values[name] for name in (field, info.name) if name in rows), None)
+    if given is None:
         raise BindingError(
             f"no field of the examples matches input {info.name!r} ({dtype}, {_shape(info)}); "
             f"they have {_listed(rows.names)}",
             hint="Name columns after the graph's inputs, or rename the inputs.",
         )
-    return InputBinding(info.name, dtype, (None, *info.shape[1:]) if info.shape[1:] != (None,) else (None, 1), (field,))
+    if len(info.shape) == 1 or info.shape[1:] == (1,):
+        return InputBinding(info.name, dtype, info.shape, (field,))
+    if len(info.shape) == 2 and not (whole_rows.are_rows(given) or whole_rows.are_arrays(given)):
+        return InputBinding(info.name, dtype, (None, 1), (field,))
+    return InputBinding(info.name, dtype, (None, *whole_rows.sizes(info, given)), (field,))
 
 
 def _columns_of_matrix(info: TensorInfo, rows: Rows) -> tuple[str, ...]:
@@ -371,11 +421,16 @@ def _columns_of_matrix(info: TensorInfo, rows: Rows) -> tuple[str, ...]:
     many = "its columns" if width is None else f"its {width} columns"
     raise UsageError(
         f"input {info.name!r} is a matrix, and nothing says which event fields are {many}",
-        hint="Name them in order: --fields a,b,c (from Python: fields=[...]).",
+        hint="Name them in order: --fields a,b,c (from Python: fields=[...]); or the one field that holds a whole row.",
     )
 
 
 def _feed(binding: InputBinding, rows: Rows) -> Array:
+    tensor = tensor_of(binding)
+    if tensor is not None:
+        name = tensor.name if tensor.name in rows else binding.name
+        stacked = whole_rows.stacked(name, rows.values[name], tensor)
+        return np.ascontiguousarray(_converted(name, stacked, binding.dtype))
     width = binding.shape[1] if len(binding.shape) == 2 else None
     given = rows.matrix(binding.name)
     if given is not None and (width or 1) > 1:
@@ -393,9 +448,9 @@ def _feed(binding: InputBinding, rows: Rows) -> Array:
 
 def _converted(field: str, array: Array, dtype: DType) -> Array:
     kind = array.dtype.kind
-    if dtype in (DType.FLOAT32, DType.FLOAT64) and kind in "fi":
+    if dtype in (DType.FLOAT32, DType.FLOAT64) and kind in "fiu":
         return array.astype(dtype.value)
-    if dtype in (DType.INT64, DType.INT32) and kind == "i":
+    if dtype in (DType.INT64, DType.INT32, DType.UINT8) and kind in "iu":
         bounds = np.iinfo(dtype.value)
         if array.size and (array.min() < bounds.min or array.max() > bounds.max):
             raise BindingError(f"field {field!r} holds integers beyond {dtype}", hint=_KINDS_HINT)
@@ -410,7 +465,7 @@ def _converted(field: str, array: Array, dtype: DType) -> Array:
                 hint="A graph has no missing text: fill it, for training too, with a value of its own such as ''.",
             )
         return array
-    held = {"f": "floats", "i": "integers", "b": "booleans", "O": "texts"}[kind]
+    held = {"f": "floats", "i": "integers", "u": "integers", "b": "booleans", "O": "texts"}[kind]
     raise BindingError(f"field {field!r} of the examples holds {held}, and the model takes {dtype}", hint=_KINDS_HINT)
 
 

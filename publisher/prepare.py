@@ -10,6 +10,7 @@ it with an error that says what to do, and leaves the folder as it was.
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
@@ -39,7 +40,7 @@ from modelcast.records import (
 )
 
 from . import examples as examples_of
-from . import parity, smoke, sources, tree
+from . import octets, parity, smoke, sources, tree
 from .candidate import Candidate
 from .convert import converters
 from .examples import ExamplesSource, Rows
@@ -49,6 +50,8 @@ from .sources import Source
 
 Array = npt.NDArray[Any]
 
+# What outputs may be of: there is no Avro type of one byte without sign.
+PREDICTED: Final = tuple(dtype for dtype in DType if dtype is not DType.UINT8)
 # Every consumer reproduces the golden examples at each load, so they are few; enough to meet most branches of a model.
 GOLDEN_ROWS: Final = 100
 # … and small beside any chunk budget: a hundred rows of ten thousand floats.
@@ -143,13 +146,14 @@ def _prepare(
         return _try(renamed(loaded, names), rows, fields, directory, limits, tell)
     tell("convert")
     try:
-        converted = renamed(converters.convert(loaded, rows, fields), names)
+        converted = octets.taken(renamed(converters.convert(loaded, rows, fields), names), rows, fields)
         return _try(converted, rows, fields, directory, limits, tell)
     except ParityError as error:
         tell("convert with float64, because float32 does not agree with the original")
         _clear(directory, keep)
         try:
             converted = renamed(converters.convert(loaded, rows, fields, precise=True), names)
+            converted = octets.taken(converted, rows, fields)
             return _try(converted, rows, fields, directory, limits, tell)
         except ModelRefusedError:
             raise error from None  # of the two the one about the graph that everybody would get
@@ -178,8 +182,7 @@ def _try(
     _check_finite(feeds, result.outputs, bindings)
     if original is not None:
         tell("parity")
-        exact = [replace(b, dtype=DType.FLOAT64) if b.dtype is DType.FLOAT32 else b for b in bindings]
-        parity.check(original(examples_of.feeds(exact, rows)), result.outputs)
+        parity.check(original(examples_of.exact_feeds(bindings, rows)), result.outputs)
     kept = min(GOLDEN_ROWS, _rows_within(GOLDEN_VALUES, bindings))
     examples = Examples(_spread(feeds, kept), _spread(result.outputs, kept))
     golden.check_varied(examples.inputs, examples.outputs)
@@ -234,10 +237,10 @@ def _check_kinds(facts: GraphFacts) -> None:
                 f"output {info.name!r} is a {info.dtype}, and a prediction holds tensors only",
                 hint="Convert classifiers with options={'zipmap': False}, and models of several targets one by one.",
             )
-        if info.dtype not in set(DType):
+        if info.dtype not in PREDICTED:
             raise StructureError(
                 f"output {info.name!r} is of type {info.dtype}, which no prediction can hold",
-                hint=f"Cast it inside the graph to one of {', '.join(DType)}.",
+                hint=f"Cast it inside the graph to one of {', '.join(PREDICTED)}.",
             )
         if info.shape and info.shape[0] is not None:
             raise StructureError(
@@ -255,7 +258,7 @@ def _check_kinds(facts: GraphFacts) -> None:
 
 
 def _rows_within(values: int, bindings: Sequence[InputBinding]) -> int:
-    return max(1, values // sum(len(binding.fields) for binding in bindings))
+    return max(1, values // sum(math.prod(size or 1 for size in binding.shape[1:]) for binding in bindings))
 
 
 def _spread(arrays: Mapping[str, Array], count: int) -> dict[str, Array]:
@@ -285,13 +288,13 @@ def _check_finite(feeds: Mapping[str, Array], results: Mapping[str, Array], bind
         if row is None:
             continue
         value = next(value for value in array[row].reshape(-1).tolist() if not np.isfinite(value))
-        missing = [
+        missing = dict.fromkeys(
             binding.fields[index if len(binding.fields) > 1 else 0]
             for binding in bindings
             if feeds[binding.name].dtype.kind == "f"
             for index in np.flatnonzero(np.isnan(feeds[binding.name][row].reshape(-1)))
-        ]
-        because = f" (there {', '.join(map(repr, missing[:5]))} has no value)" if missing else ""
+        )
+        because = f" (there {', '.join(map(repr, list(missing)[:5]))} has no value)" if missing else ""
         raise GoldenError(
             f"output {name!r} is {value} in row {row} of the examples{because}; predictions must be finite",
             hint="Impute missing values in the model, and look for a division by zero or a logarithm of it.",

@@ -67,6 +67,22 @@ def join_columns(graph: onnx.GraphProto, kinds: Mapping[str, str], to: int) -> N
     _put_first(graph, [*nodes, helper.make_node("Concat", parts, [matrix], name=matrix, axis=1)])
 
 
+def take_octets(graph: onnx.GraphProto, dims: Sequence[int]) -> None:
+    """Makes the only input, a matrix of floats, one of uint8 `[N, d1, …, dk]` with as many values a row."""
+    value = graph.input[0]
+    name, to = value.name, value.type.tensor_type.elem_type
+    width = value.type.tensor_type.shape.dim[1].dim_value
+    matrix, numbers, shape = (_unused(graph, f"{name}_{part}") for part in ("matrix", "numbers", "shape"))
+    _rename(graph, name, matrix)
+    value.CopyFrom(helper.make_tensor_value_info(name, TensorProto.UINT8, [None, *dims]))
+    graph.initializer.append(helper.make_tensor(shape, TensorProto.INT64, [2], [-1, width]))
+    nodes = [
+        helper.make_node("Cast", [name], [numbers], name=numbers, to=to),
+        helper.make_node("Reshape", [numbers, shape], [matrix], name=matrix),
+    ]
+    _put_first(graph, nodes)
+
+
 def narrow_trees(graph: onnx.GraphProto) -> None:
     """Makes tree ensembles of a float64 graph compare float32, as scikit-learn's trees do.
 

@@ -168,7 +168,8 @@ def test_fields_that_do_not_fit_are_a_usage_error(inputs: list[TensorInfo], fiel
         (TensorInfo("x", "float16", (None, 1)), StructureError, "float16"),
         (TensorInfo("x", "float32", ()), StructureError, "no batch dimension"),
         (TensorInfo("x", "float32", (1, 4)), StructureError, "exactly 1 row.*dynamic"),
-        (TensorInfo("x", "float32", (None, 3, 8)), StructureError, r"\[N, 3, 8\]"),
+        (TensorInfo("x", "string", (None, 3, 8)), StructureError, r"\[N, 3, 8\] of string"),
+        (TensorInfo("x", "float32", (None, 3, 8)), BindingError, r"input 'x' \(float32, \[N, 3, 8\]\)"),
         (TensorInfo("x", "float32", (None, 1)), BindingError, "input 'x'.*'amount', 'city'"),
     ],
 )

@@ -220,12 +220,12 @@ CASES: dict[str, tuple[Any, Any, list[str] | None, type[ModelcastError], str]] =
         StructureError,
         "float16",
     ),
-    "images": (
-        model_of([("Neg", ["x"], ["y"])], [("x", FLOAT, [None, 2, 2])], [("y", FLOAT, [None, 2, 2])]),
-        {"x": np.ones((2, 2, 2))},
+    "an output of bytes": (
+        model_of([("Identity", ["x"], ["y"])], [("x", TensorProto.UINT8, [None])], [("y", TensorProto.UINT8, [None])]),
+        {"x": [1, 2]},
         None,
         StructureError,
-        r"\[N, 2, 2\]",
+        "'y' is of type uint8.*Cast it",
     ),
     "reserved output": (negative("version"), {"x": [1.0]}, None, StructureError, "'version' of a prediction"),
     "outputs of one Avro name": (

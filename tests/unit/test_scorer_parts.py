@@ -122,7 +122,7 @@ class TestEventFields:
         })  # fmt: skip
         assert schema_kinds(schema) == {
             "i": "int", "maybe": "double", "number": "float", "kind": "enum", "again": "enum", "at": "long",
-            "list": "other", "odd": "other",
+            "list": "array of int", "odd": "other",
         }  # fmt: skip
 
     def test_json_events_tell_theirs_by_their_values_merged_over_the_samples(self) -> None:
