@@ -12,16 +12,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from threading import Lock
 from typing import Any, Final, cast
 
-from confluent_kafka import KafkaError, KafkaException, Message, TopicPartition
+from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
 from modelcast.errors import ModelcastError
 from modelcast.group import GroupMetadata
 
 from .bounded import BoundedCalls
 from .connection import close_producer, make_producer, serve
+from .deliveries import Deliveries
 from .faults import Faults, error_of
 from .settings import batch_settings, transactional_batch_settings
 from .transaction import OFFSETS_TIMEOUT_S, State, Transactions
@@ -30,7 +30,6 @@ _FULL_QUEUE_WAIT_S: Final = 0.01
 _NOW: Final = 0
 # What the client's own timeout is given to take effect before the call is taken for lost.
 _OFFSETS_GRACE_S: Final = 1.0
-_PURGED: Final = frozenset({KafkaError._PURGE_QUEUE, KafkaError._PURGE_INFLIGHT})
 
 
 class KafkaBatchProducer:
@@ -38,10 +37,10 @@ class KafkaBatchProducer:
 
     def __init__(self, settings: Mapping[str, str], faults: Faults) -> None:
         self._faults = faults
-        self._lock = Lock()
-        self._failed_count = 0
-        self._first_failure: tuple[KafkaError, str] | None = None
-        self._producer = make_producer({**self._client_settings(settings), "on_delivery": self._delivered}, faults)
+        self._deliveries = Deliveries()
+        self._producer = make_producer(
+            {**self._client_settings(settings), "on_delivery": self._deliveries.told}, faults
+        )
 
     def _client_settings(self, settings: Mapping[str, str]) -> Mapping[str, object]:
         return batch_settings(settings)
@@ -94,15 +93,7 @@ class KafkaBatchProducer:
 
     def flush(self, timeout_s: float) -> None:
         """Waits until all is acknowledged; raises BrokerError if anything failed since the last flush."""
-        left = self._producer.flush(timeout_s)
-        failed, failure = self._take_failures()
-        if failure is not None:
-            error, topic = failure
-            more = f" (and {failed - 1} more records)" if failed > 1 else ""
-            raise self._explain(error, f"can't deliver to topic {topic!r}{more}")
-        if left:
-            timed_out = KafkaError(KafkaError._TIMED_OUT, "no acknowledgement")
-            raise self._explain(timed_out, f"{left} records are not acknowledged after {timeout_s:g} s")
+        self._deliveries.flush(self._producer, timeout_s, self._explain)
 
     def close(self) -> None:
         """Frees the connection at once; what was not flushed may be lost."""
@@ -119,20 +110,6 @@ class KafkaBatchProducer:
                 raise self._explain(error, f"can't send to topic {topic!r}")
             refused.append(record)
         return refused
-
-    def _delivered(self, error: KafkaError | None, message: Message) -> None:
-        if error is None or error.code() in _PURGED:
-            return
-        with self._lock:
-            self._failed_count += 1
-            if self._first_failure is None:
-                self._first_failure = (error, message.topic() or "?")
-
-    def _take_failures(self) -> tuple[int, tuple[KafkaError, str] | None]:
-        with self._lock:
-            taken = self._failed_count, self._first_failure
-            self._failed_count, self._first_failure = 0, None
-        return taken
 
     def _explain(self, error: KafkaError, doing: str) -> ModelcastError:
         return self._faults.explain(error, doing)
@@ -210,7 +187,7 @@ class KafkaTransactionalBatchProducer(KafkaBatchProducer):
 
     def _forget_failures(self) -> None:
         serve(self._producer, self._faults)
-        self._take_failures()
+        self._deliveries.forget()
 
     def _explain(self, error: KafkaError, doing: str) -> ModelcastError:
         return self._transactions.failed(error, doing)

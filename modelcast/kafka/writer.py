@@ -5,7 +5,6 @@
 - The queue is bounded; `send` waits while it is full. Acknowledgements are served by `send` and `flush`, on the thread
   that calls them: after each record that asked for one, else every few milliseconds, since asking costs as much as
   queueing a small record.
-- Failures are counted, not collected: a million records that failed alike must not fill the memory.
 - `close` does not wait: what was not flushed may be lost.
 """
 
@@ -13,7 +12,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from threading import Lock
 from typing import Any, Final
 
 from confluent_kafka import KafkaError, KafkaException, Message
@@ -21,6 +19,7 @@ from confluent_kafka import KafkaError, KafkaException, Message
 from modelcast.log import OnAck
 
 from .connection import close_producer, make_producer, serve
+from .deliveries import Deliveries
 from .faults import Faults, error_of
 from .settings import transactional_settings, writer_settings
 from .transaction import State, Transactions
@@ -30,8 +29,6 @@ _ANY_PARTITION: Final = -1
 _FULL_QUEUE_WAIT_S: Final = 0.05
 # Thousands of small records at full rate, each one of a slow sender; the queue's own limit is far above it.
 _SERVE_EVERY_S: Final = 0.01
-# What an abort purged was not delivered on purpose.
-_PURGED: Final = frozenset({KafkaError._PURGE_QUEUE, KafkaError._PURGE_INFLIGHT})
 
 
 class KafkaWriter:
@@ -41,11 +38,11 @@ class KafkaWriter:
         self._faults = faults
         self._check_topic = check_topic
         self._checked: set[str] = set()
-        self._failed_count = 0
-        self._first_failure: tuple[KafkaError, str] | None = None
+        self._deliveries = Deliveries()
         self._serve_at = 0.0
-        self._lock = Lock()
-        self._producer = make_producer({**self._client_settings(settings), "on_delivery": self._delivered}, faults)
+        self._producer = make_producer(
+            {**self._client_settings(settings), "on_delivery": self._deliveries.told}, faults
+        )
 
     def _client_settings(self, settings: Mapping[str, str]) -> Mapping[str, object]:
         return writer_settings(settings)
@@ -106,27 +103,11 @@ class KafkaWriter:
             BrokerError: A record since the last flush failed, or the time is up.
             TopicNotFoundError: A record's topic was deleted.
         """
-        left = self._producer.flush(timeout_s)
-        failed, failure = self._take_failures()
-        if failure is not None:
-            error, topic = failure
-            more = f" (and {failed - 1} more records)" if failed > 1 else ""
-            raise self._explain(error, f"can't deliver to topic {topic!r}{more}")
-        if left:
-            timed_out = KafkaError(KafkaError._TIMED_OUT, "no acknowledgement")
-            raise self._explain(timed_out, f"{left} records are not acknowledged after {timeout_s:g} s")
+        self._deliveries.flush(self._producer, timeout_s, self._explain)
 
     def close(self) -> None:
         """Frees the connection at once; what was not flushed may be lost."""
         close_producer(self._producer, self._faults)
-
-    def _delivered(self, error: KafkaError | None, message: Message) -> None:
-        if error is None or error.code() in _PURGED:
-            return
-        with self._lock:
-            self._failed_count += 1
-            if self._first_failure is None:
-                self._first_failure = (error, message.topic() or "?")
 
     def _telling(self, on_ack: OnAck) -> Callable[[KafkaError | None, Message], None]:
         def delivered(error: KafkaError | None, message: Message) -> None:
@@ -134,15 +115,9 @@ class KafkaWriter:
             if error is None and place is not None and offset is not None:
                 on_ack(place, offset)
             else:
-                self._delivered(error, message)
+                self._deliveries.told(error, message)
 
         return delivered
-
-    def _take_failures(self) -> tuple[int, tuple[KafkaError, str] | None]:
-        with self._lock:
-            taken = self._failed_count, self._first_failure
-            self._failed_count, self._first_failure = 0, None
-        return taken
 
     def _explain(self, error: KafkaError, doing: str) -> Exception:
         return self._faults.explain(error, doing)
@@ -222,7 +197,7 @@ class KafkaTransactionalWriter(KafkaWriter):
     def _forget_failures(self) -> None:
         """Failures of a transaction that ended were told by its end."""
         serve(self._producer, self._faults)
-        self._take_failures()
+        self._deliveries.forget()
 
     def _explain(self, error: KafkaError, doing: str) -> Exception:
         return self._transactions.failed(error, doing)
