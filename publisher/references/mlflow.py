@@ -52,9 +52,10 @@ _DENIED = frozenset({"PERMISSION_DENIED", "UNAUTHENTICATED", "CUSTOMER_UNAUTHORI
 
 @dataclass(frozen=True)
 class Logged:
-    """A model as MLflow finds it: `uri` names it for ever, `run` made it."""
+    """A model as MLflow finds it: `uri` names it for ever, its files lie under `files`, `run` made it."""
 
     uri: str
+    files: str
     run: str | None
 
 
@@ -64,12 +65,12 @@ def fetch(place: str, folder: Path, *, trust_pickle: bool, tell: Callable[[str],
         logged = _resolve(place)
         if logged.uri != place:
             tell(f"{place} is {logged.uri}")
-        if logged.uri.endswith(".onnx"):
-            uri, _, path = logged.uri.rpartition("/")
+        if logged.files.endswith(".onnx"):
+            uri, _, path = logged.files.rpartition("/")
         else:
             description = folder / MLMODEL
             _download_description(logged, description, place)
-            uri, path = logged.uri, choose(description, place, trust_pickle=trust_pickle)
+            uri, path = logged.files, choose(description, place, trust_pickle=trust_pickle)
 
         def download(name: str, target: Path) -> None:
             _download(f"{uri}/{name}", target)
@@ -154,7 +155,8 @@ def _resolve(place: str) -> Logged:
     parts = rest.strip("/").split("/")
     if scheme == "runs" and len(parts) > 1 and all(parts):
         _client().get_run(parts[0])
-        return Logged(f"runs:/{'/'.join(parts)}", parts[0])
+        uri = f"runs:/{'/'.join(parts)}"
+        return Logged(uri, uri, parts[0])
     if scheme == "runs" and parts[0]:
         raise SourceError(f"{place} names a run and no model in it", hint=_within(parts[0]))
     if scheme != "models" or not all(parts) or len(parts) > 2:
@@ -166,7 +168,8 @@ def _resolve(place: str) -> Logged:
         return _version(name, _aliased(name, alias))
     if not parts[0].startswith("m-"):
         raise SourceError(f"{place!r} names no version of the model", hint=_FORMS)
-    return Logged(f"models:/{parts[0]}", _client().get_logged_model(parts[0]).source_run_id or None)
+    found = _client().get_logged_model(parts[0])
+    return Logged(f"models:/{parts[0]}", found.artifact_location, found.source_run_id or None)
 
 
 def _version(name: str, version: str) -> Logged:
@@ -175,7 +178,8 @@ def _version(name: str, version: str) -> Logged:
             f"{version!r} is no version of model {name!r}", hint=f"MLflow's stages are gone, use an alias. {_FORMS}"
         )
     found = _client().get_model_version(name, version)
-    return Logged(f"models:/{name}/{found.version}", found.run_id or None)
+    uri = f"models:/{name}/{found.version}"
+    return Logged(uri, uri, found.run_id or None)
 
 
 def _aliased(name: str, alias: str) -> str:
@@ -219,7 +223,7 @@ def _within(run: str) -> str:
 
 def _download_description(logged: Logged, target: Path, what: str) -> None:
     try:
-        _download(f"{logged.uri}/{MLMODEL}", target)
+        _download(f"{logged.files}/{MLMODEL}", target)
     except NotFoundError as error:
         hint = _within(logged.run) if logged.uri.startswith("runs:/") and logged.run else "Log the model again."
         raise NotFoundError(f"{what} has no model: there is no {MLMODEL} file", hint=hint) from error
@@ -298,6 +302,7 @@ def _foreign(place: str) -> Iterator[None]:
 
 def _told(error: Exception, place: str) -> ModelcastError:
     import mlflow
+    from mlflow.tracking.registry import UnsupportedModelRegistryStoreURIException
 
     uris = {mlflow.get_tracking_uri(), mlflow.get_registry_uri()}
     servers = " and ".join(sorted(_without_secrets(uri) for uri in uris))
@@ -306,6 +311,11 @@ def _told(error: Exception, place: str) -> ModelcastError:
     if _unreachable(error):
         return SourceError(
             f"MLflow at {servers} can't be reached", hint="Start it, or set MLFLOW_TRACKING_URI to where it is."
+        )
+    if isinstance(error, UnsupportedModelRegistryStoreURIException):
+        return MissingExtraError(
+            f"MLflow can't read {servers}: mlflow-skinny talks to servers, not to databases",
+            hint="Install the whole of it: pip install mlflow. Or set MLFLOW_TRACKING_URI to a server.",
         )
     if code in _NOT_THERE:
         return NotFoundError(
