@@ -128,6 +128,8 @@ def _facts(manifest: Manifest) -> Iterator[tuple[str, str]]:
         yield "message", manifest.message
     yield "digest", manifest.digest
     yield "size", f"{manifest.size_bytes:,} bytes in {len(manifest.files)} files"
+    if manifest.store is not None:
+        yield "store", manifest.store
     if manifest.metrics:
         yield "metrics", _metrics(manifest)
     for gate in manifest.gates:
