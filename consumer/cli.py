@@ -13,6 +13,7 @@ from rich.markup import escape
 
 from modelcast.cli.options import CommandContext, connected
 from modelcast.cli.output import Output
+from modelcast.trust.options import PolicyOption
 
 from .reports import (
     Progressed,
@@ -70,6 +71,16 @@ def score(
     device: Annotated[
         str, typer.Option("--device", metavar="auto|cpu|cuda[:N]", help="Where the model runs.")
     ] = "auto",
+    store_allowed: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--store-allowed",
+            metavar="URL",
+            help="A store to read models from (s3://…, file:///…). Repeatable. Default: those of MODELCAST_STORES.",
+            show_default=False,
+        ),
+    ] = None,
+    trust_policy: PolicyOption = None,
     until_end: Annotated[
         bool, typer.Option("--until-end", help="Score what the topic holds now, then end.", show_default=False)
     ] = False,
@@ -87,6 +98,8 @@ def score(
             instance=instance,
             guarantee=guarantee,
             device=device,
+            stores=store_allowed,
+            trust_policy=trust_policy,
             until_end=until_end,
             connection=context.connection,
             report=_printer(context.output),

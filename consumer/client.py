@@ -25,11 +25,13 @@ from typing import TYPE_CHECKING, Final, Protocol, Self
 from modelcast import folders, runtime
 from modelcast.config import Connection
 from modelcast.errors import UsageError
+from modelcast.files.store_url import Stores
 from modelcast.log import Log
 from modelcast.names import ModelRef, ModelVersion
 from modelcast.records import InstanceStatus, Refusal, Signature
 from modelcast.runtime import Array
 from modelcast.topics import Topics
+from modelcast.trust.watch import watch_policy
 
 from .control import ControlPlane
 from .line import Swapped
@@ -147,14 +149,18 @@ class ModelClient:
         properties_file: A file of them.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         cache_dir: Where model files are kept; the user's cache folder by default.
+        stores: URLs of the object stores and folders that versions by reference may be read from, with everything
+            below; by default `MODELCAST_STORES`.
         state_dir: Where release marks and memories of crashes are kept; the user's state folder by default.
+        trust_policy: Which keys may sign for which models (docs/TRUST.md); by default `MODELCAST_TRUST_POLICY`. Without
+            one, every version counts.
         instance: What this client is called on the status topic.
         timeout_s: How long `client[name]` waits for a model that is on its way.
         connection: In the place of everything about Kafka above.
 
     Raises:
         MissingExtraError: No ONNX Runtime is installed.
-        ConfigError: A setting is wrong.
+        ConfigError: A setting or the trust policy is wrong.
         BrokerError: No broker is named anywhere.
     """
 
@@ -168,14 +174,19 @@ class ModelClient:
         properties_file: Path | None = None,
         device: str = "auto",
         cache_dir: Path | None = None,
+        stores: Iterable[str] | None = None,
         state_dir: Path | None = None,
+        trust_policy: Path | str | None = None,
         instance: str | None = None,
         timeout_s: float = DEFAULT_TIMEOUT_S,
         connection: _Connects | None = None,
     ) -> None:
         refs = [ModelRef.parse(name) for name in models or ()]
+        allowed = Stores.resolve(stores)
         versions = runtime.versions()
         runtime.check_device(device)
+        state_dir = state_dir or folders.state_folder()
+        trust = watch_policy(trust_policy, state_dir)
         self._connection = connection or Connection.resolve(
             bootstrap_servers, properties_file=properties_file, properties=properties, prefix=prefix
         )
@@ -185,9 +196,13 @@ class ModelClient:
         self._models: dict[ModelRef, Model] = {}
         self._closed = False
         self._log = self._connection.open_log()
-        state_dir = state_dir or folders.state_folder()
         self._loader = Loader(
-            self._log, self._connection.topics, cache_dir=cache_dir, state_dir=state_dir, device=device
+            self._log,
+            self._connection.topics,
+            cache_dir=cache_dir,
+            stores=allowed,
+            state_dir=state_dir,
+            device=device,
         )
         self._plane = ControlPlane(
             self._log,
@@ -199,6 +214,7 @@ class ModelClient:
             instance=instance or f"client-{socket.gethostname()}-{self._pid}-{next(_NUMBERS)}",
             device=device,
             runtime=versions,
+            trust=trust,
         ).start()
 
     def __getitem__(self, name: str) -> Model:

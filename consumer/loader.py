@@ -1,9 +1,9 @@
 """From a manifest to a servable: the steps, each with its error and its deadline.
 
-    fetch       missing files into the cache, digests of all     IntegrityError, BrokerError, CacheError
+    fetch       missing files into the cache, digests of all     IntegrityError, BrokerError, StoreError, CacheError
     structure   what the graph asks for, its signature           StructureError
     binding     event fields, where they are known               BindingError
-    probe       load and run in a limited child process          SmokeRunError
+    probe       load and run in a limited child process          SmokeRunError; left out for signed versions
     session     the runtime's session on the wanted device       LoadError
     warm        a run for each batch bucket                      LoadError
     golden      the examples reproduced within tolerance         GoldenError
@@ -29,7 +29,9 @@ import numpy as np
 from modelcast import golden, graph, runtime
 from modelcast.errors import GoldenError, LoadError, StructureError
 from modelcast.files.cache import Cache
-from modelcast.files.fetch import Fetcher, Progress
+from modelcast.files.fetch import Fetcher
+from modelcast.files.sink import Progress
+from modelcast.files.store_url import NO_STORES, Stores
 from modelcast.folders import state_folder
 from modelcast.golden import Examples
 from modelcast.log import Log
@@ -71,6 +73,7 @@ class Loader:
         log: Where the chunks are.
         topics: The repository's topics.
         cache_dir: Folder of the model cache; None for the user's.
+        stores: Where versions by reference may be read.
         state_dir: Folder of the crash memory; None for the user's.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         threads: Threads one run may use; 0 lets the runtime choose.
@@ -89,6 +92,7 @@ class Loader:
         topics: Topics,
         *,
         cache_dir: Path | None = None,
+        stores: Stores = NO_STORES,
         state_dir: Path | None = None,
         device: str = "auto",
         threads: int = 1,
@@ -98,7 +102,7 @@ class Loader:
     ) -> None:
         runtime.limits()  # asked now, so that the first version does not wait for it
         self._cache = Cache(cache_dir)
-        self._fetcher = Fetcher(log, topics, self._cache)
+        self._fetcher = Fetcher(log, topics, self._cache, stores=stores)
         self._quarantine = Quarantine(state_folder() if state_dir is None else state_dir)
         self._runner = TrialRunner() if probe else None
         self._device = device
@@ -118,7 +122,7 @@ class Loader:
 
         Raises:
             ModelRefusedError: A subclass says which check failed.
-            BrokerError: The files can't be fetched now.
+            BrokerError, StoreError: The files can't be fetched now.
             CacheError: The cache can't be written.
         """
         manifest = record.manifest
@@ -133,7 +137,8 @@ class Loader:
                 with watch("check"):
                     self._check(view, manifest, binding, fields)
                 with watch("probe"):
-                    self._probe(view, manifest)
+                    if not record.signers:  # whom the policy trusts with a model, it trusts to have tried it
+                        self._probe(view, manifest)
                 servable = self._open(view, manifest, binding, watch)
         except BaseException:
             self._cache.release(view)

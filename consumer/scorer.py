@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack, closing
 from enum import StrEnum
 from pathlib import Path
@@ -23,10 +23,12 @@ from modelcast import folders, runtime
 from modelcast.config import Connection
 from modelcast.errors import BrokerError, ModelcastError, UsageError
 from modelcast.events.schemas import SchemaTopic
+from modelcast.files.store_url import Stores
 from modelcast.group import GroupLog
 from modelcast.names import ModelRef
 from modelcast.registry.reader import RegistryReader
 from modelcast.registry.repository import CATCH_UP_TIMEOUT_S, check_topics
+from modelcast.trust.watch import watch_policy
 
 from .commit import Committer, Destination, FlushingCommitter, TransactionalCommitter
 from .control import ControlPlane
@@ -80,13 +82,17 @@ class Scorer:
         properties_file: A file of them.
         connection: In the place of the four above.
         cache_dir: Where model files are kept; the user's cache folder by default.
+        stores: URLs of the object stores and folders that versions by reference may be read from, with everything
+            below; by default `MODELCAST_STORES`.
         state_dir: Where instance ids and release marks are kept; the user's state folder by default.
+        trust_policy: Which keys may sign for which models (docs/TRUST.md); by default `MODELCAST_TRUST_POLICY`. Without
+            one, every version counts.
         report: Told what happens (`consumer.reports`), on the thread of `run`.
 
     Raises:
         UsageError: The model's name, the guarantee or the device can't be.
         MissingExtraError: No ONNX Runtime is installed, or none that has the device.
-        ConfigError: A setting is wrong.
+        ConfigError: A setting or the trust policy is wrong.
         BrokerError: No broker is named anywhere.
     """
 
@@ -108,10 +114,13 @@ class Scorer:
         properties_file: Path | None = None,
         connection: Connection | None = None,
         cache_dir: Path | None = None,
+        stores: Iterable[str] | None = None,
         state_dir: Path | None = None,
+        trust_policy: Path | str | None = None,
         report: Callable[[Report], None] = lambda _: None,
     ) -> None:
         self._ref = ModelRef.parse(model)
+        self._stores = Stores.resolve(stores)
         self._to = Destination(events, predictions, dead_letters or f"{predictions}.dead-letters")
         if len({self._to.events, self._to.predictions, self._to.dead_letters}) < 3:
             raise UsageError(
@@ -132,6 +141,7 @@ class Scorer:
         self._until_end = until_end
         self._cache_dir = cache_dir
         self._state_dir = state_dir or folders.state_folder()
+        self._trust = watch_policy(trust_policy, self._state_dir)
         self._report = report
         self._stop = threading.Event()
         self._loop: ScoringLoop | None = None
@@ -193,7 +203,7 @@ class Scorer:
 
     def _check_model(self, log: GroupLog) -> None:
         """Nothing is made for a model or version that was never there; a first publication is waited for a while."""
-        with closing(RegistryReader(log, self._connection.topics)) as reader:
+        with closing(RegistryReader(log, self._connection.topics, admission=self._trust.admission)) as reader:
             image = reader.catch_up(CATCH_UP_TIMEOUT_S)
             if self._ref.model not in image.models and not self._until_end:
                 self._report(
@@ -267,7 +277,12 @@ class Scorer:
 
     def _control_plane(self, log: GroupLog, instance: str, stack: ExitStack) -> ControlPlane:
         loader = Loader(
-            log, self._connection.topics, cache_dir=self._cache_dir, state_dir=self._state_dir, device=self._device
+            log,
+            self._connection.topics,
+            cache_dir=self._cache_dir,
+            stores=self._stores,
+            state_dir=self._state_dir,
+            device=self._device,
         )
         stack.callback(loader.close)
         plane = ControlPlane(
@@ -280,6 +295,7 @@ class Scorer:
             instance=f"{self._group}/{instance}",
             device=self._device,
             runtime=self._runtime,
+            trust=self._trust,
         )
         stack.callback(plane.close)
         return plane
