@@ -198,7 +198,7 @@ class IntegrityError(ModelRefusedError):
 class StoreNotAllowedError(ModelRefusedError):
     """The version's files lie in an object store that this process was not told to read."""
 
-    reason = "store"
+    reason = "store-not-allowed"
 
 
 class BindingError(ModelRefusedError):

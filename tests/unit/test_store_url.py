@@ -141,7 +141,7 @@ def test_without_a_word_no_store_may_be_read_and_the_refusal_says_how_to_allow_i
     assert "s3://models/team" in words
     assert "MODELCAST_STORES" in words
     assert "--store-allowed" in words
-    assert refused.value.reason == "store"
+    assert refused.value.reason == "store-not-allowed"
     assert not refused.value.retriable
 
 
