@@ -154,6 +154,7 @@ def _fetched(
 
 
 def _place(view: Path, manifest: Manifest, directory: Path, *, force: bool) -> None:
+    made = [parent for parent in directory.parents if not parent.exists()]
     directory.parent.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(directory.parent).free
     if manifest.size_bytes > free:
@@ -187,6 +188,9 @@ def _place(view: Path, manifest: Manifest, directory: Path, *, force: bool) -> N
         shutil.rmtree(partial, ignore_errors=True)
         if directory.exists():
             shutil.rmtree(old, ignore_errors=True)
+        for parent in made:
+            with contextlib.suppress(OSError):  # it holds what was pulled
+                parent.rmdir()
 
 
 def _check_place(directory: Path, *, force: bool) -> None:
