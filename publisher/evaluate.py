@@ -36,14 +36,25 @@ from .smoke import SmokeLimits
 
 Array = npt.NDArray[Any]
 
-# Inputs and outputs of one part: 32 MB of doubles, so a model of 30 fields gets some 100,000 rows a child process.
-PART_VALUES: Final = 4_000_000
+# Inputs and outputs of one part: some hundred pictures, or more rows of numbers than the next limit lets through.
+PART_BYTES: Final = 128 << 20
 # Rows of one part of narrow models; more would gain nothing, a child starts in under a second.
 PART_ROWS: Final = 200_000
 # Scores held of all rows: half a gigabyte of doubles; a holdout of millions of rows is far below.
 MAX_SCORES: Final = 64_000_000
 # A part of slow models (nearest neighbours, kernel machines) takes minutes; one that takes longer has too many rows.
 LIMITS: Final = SmokeLimits(cpu_s=900, wall_s=1800)
+
+
+_VALUE_BYTES: Final = {
+    DType.FLOAT32: 4,
+    DType.FLOAT64: 8,
+    DType.INT64: 8,
+    DType.INT32: 4,
+    DType.BOOL: 1,
+    DType.UINT8: 1,
+    DType.STRING: 128,
+}
 
 
 class Evaluation:
@@ -134,7 +145,7 @@ class Evaluation:
             raise type(error)(f"evaluating {who} on {self._name}: {error.message}", hint=error.hint) from error
 
     def _parts(self, signature: Signature, choice: Choice) -> Iterator[Rows]:
-        rows = min(PART_ROWS, max(1, PART_VALUES // _values_per_row(signature)))
+        rows = min(PART_ROWS, max(1, PART_BYTES // _row_bytes(signature)))
         if isinstance(self._source, Rows):
             for start in range(0, self._source.count, rows):
                 yield self._source.part(start, start + rows)
@@ -184,6 +195,10 @@ class Champions:
             cache.close()
 
 
-def _values_per_row(signature: Signature) -> int:
-    inputs = sum(max(len(b.fields), math.prod(size or 1 for size in b.shape[1:])) for b in signature.inputs)
-    return inputs + sum(spec.width for spec in signature.outputs)
+def _row_bytes(signature: Signature) -> int:
+    """What one row takes in the arrays of inputs and outputs; a text counts as a short one."""
+    inputs = (
+        _VALUE_BYTES[b.dtype] * max(len(b.fields), math.prod(size or 1 for size in b.shape[1:]))
+        for b in signature.inputs
+    )
+    return sum(inputs) + sum(_VALUE_BYTES[spec.dtype] * spec.width for spec in signature.outputs)

@@ -39,6 +39,8 @@ VALUE_METRICS: Final = ("mae", "r2", "rmse")
 _FLOATS = (DType.FLOAT32, DType.FLOAT64)
 # Scores of a row are probabilities if they sum to one; those of float32 do within some digits.
 _SUM_TOLERANCE = 1e-3
+# … and one of them may be beyond 0 or 1 by a digit.
+_EDGE_TOLERANCE = 1e-5
 # A model's own labels are those of its highest scores but for ties and calibrated classifiers (an SVM's may differ).
 _MIN_AGREEMENT = 0.9
 _POSITIVE_FROM = 0.5
@@ -160,12 +162,15 @@ class _Classes:
     @property
     def probabilities(self) -> Array | None:
         """`[N, K]`, rows summing to one, if that is what the scores are."""
-        if self.scores is None or self.classes is None or self.scores.min() < 0 or self.scores.max() > 1:
+        if self.scores is None or self.classes is None:
             return None
-        if self.scores.ndim == 1:
-            return np.stack([1 - self.scores, self.scores], axis=1)
-        sums = self.scores.sum(axis=1, keepdims=True)
-        return self.scores / sums if np.abs(sums - 1).max() <= _SUM_TOLERANCE else None
+        if self.scores.min() < -_EDGE_TOLERANCE or self.scores.max() > 1 + _EDGE_TOLERANCE:
+            return None
+        scores = self.scores.clip(0, 1)
+        if scores.ndim == 1:
+            return np.stack([1 - scores, scores], axis=1)
+        sums = scores.sum(axis=1, keepdims=True)
+        return scores / sums if np.abs(sums - 1).max() <= _SUM_TOLERANCE else None
 
     def _order(self, labels: Array | None) -> Array | None:
         if self.scores is None:

@@ -107,6 +107,12 @@ def test_scores_that_are_no_probabilities_have_no_log_loss() -> None:
     assert "no probabilities" in found.missing["auc"]
 
 
+def test_probabilities_a_digit_beyond_one_are_probabilities() -> None:
+    truth = np.array([0, 1, 0, 1])
+    scores = np.array([[1.0000001, -1e-8], [0, 1.0000001], [0.7, 0.3], [0.4, 0.6]], np.float32)
+    assert measure(truth, scores, None).metrics["log_loss"] == pytest.approx(0.2169, abs=1e-3)
+
+
 def test_one_class_alone_has_no_auc_and_says_why() -> None:
     found = measure(np.zeros(4, np.int64), np.array([[0.6, 0.4]] * 4), np.zeros(4, np.int64))
     assert found.metrics["accuracy"] == 1.0
