@@ -5,8 +5,7 @@
 - The rules are those of events: a value is there (null and None are not), a string is text, a bool is no number.
   Fields the model does not take are ignored.
 - A field that holds the whole row of a tensor `[N, d1, …, dk]` is one array of that shape or of `[N, d1·…·dk]`; or for
-  each row raw bytes, base64 text, an array of the row's shape or a flat list. One row alone, as bytes or an array,
-  counts as a scalar does.
+  each row what `modelcast.tensors` takes. One row alone, as bytes or an array, counts as a scalar does.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ import numpy as np
 from modelcast.errors import BindingError
 from modelcast.records import DType
 from modelcast.runtime import Array
-from modelcast.tensors import FieldSpec, shaped, stack
+from modelcast.tensors import FieldSpec, is_row, shaped, stack
 
 
 @runtime_checkable
@@ -93,7 +92,7 @@ def _table(rows: object, specs: Sequence[FieldSpec]) -> Mapping[str, Any]:
 def _is_one(spec: FieldSpec, value: Any) -> bool:
     """Whether this is one row's value rather than one for each row."""
     return isinstance(value, _SCALARS) or (
-        isinstance(value, np.ndarray) and value.dtype.kind != "O" and value.shape == spec.dims
+        isinstance(value, np.ndarray) and (value.ndim == 0 if spec.shape is None else is_row(value.shape, spec))
     )
 
 

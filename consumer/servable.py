@@ -22,6 +22,8 @@ from .binding import Binding
 
 # Rows of one run: past some thousand rows throughput no longer grows, while the memory for activations does.
 MAX_RUN_ROWS = 16_384
+# … and values of all inputs together: a convolution turns each into dozens, 128 MiB of float32 with 32 channels.
+MAX_RUN_VALUES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,12 +97,14 @@ class Servable:
         rows = len(next(iter(feeds.values()), ()))
         if rows == 0:
             return {output.name: _empty(output.dtype, output.shape) for output in self.manifest.signature.outputs}
-        if rows <= MAX_RUN_ROWS:
+        values = sum(array.size for array in feeds.values()) // rows
+        most = max(1, min(MAX_RUN_ROWS, MAX_RUN_VALUES // max(1, values)))
+        if rows <= most:
             return self._run_part(session, feeds, rows)
         parts = []
-        for start in range(0, rows, MAX_RUN_ROWS):
-            part = {name: array[start : start + MAX_RUN_ROWS] for name, array in feeds.items()}
-            parts.append(self._run_part(session, part, min(MAX_RUN_ROWS, rows - start)))
+        for start in range(0, rows, most):
+            part = {name: array[start : start + most] for name, array in feeds.items()}
+            parts.append(self._run_part(session, part, min(most, rows - start)))
         return {name: np.concatenate([part[name] for part in parts]) for name in self._names}
 
     def close(self) -> None:

@@ -1,8 +1,8 @@
 """Fields that hold the whole row of a tensor: what one must hold, and rows of Python and numpy values as one array.
 
 A row is given as raw bytes (the row's values one behind the other, little-endian, last dimension fastest), as base64
-text of them, as an array of the row's shape, or as a flat list of all its values. `consumer.decode.rules` says the same
-of events.
+text of them, as an array of the row's shape (but for sizes of 1), or as a flat list of all its values.
+`consumer.decode.rules` says the same of events.
 
     >>> FieldSpec("image", DType.UINT8, (2, 2)).row_bytes
     4
@@ -127,9 +127,20 @@ def stack(rows: Sequence[Any], spec: FieldSpec) -> Array:
     return np.stack(arrays) if arrays else np.empty((0, *spec.dims), numpy_dtype(spec.dtype))
 
 
+def is_row(shape: tuple[int, ...], spec: FieldSpec) -> bool:
+    """Whether an array of this shape is one row: the same sizes but for those of 1, or either of the two is flat.
+
+    Other shapes of as many values are refused: channels first and channels last have as many, and mean another image.
+    """
+    if math.prod(shape) != spec.row_values:
+        return False
+    sizes, wanted = ([size for size in dims if size != 1] for dims in (shape, spec.dims))
+    return sizes == wanted or len(sizes) < 2 or len(wanted) < 2
+
+
 def shaped(array: Array, spec: FieldSpec) -> Array:
-    """Numbers `[N, d1, …, dk]` or `[N, d1·…·dk]` as the former; raises BindingError if they are neither."""
-    if array.ndim and array.shape[1:] in (spec.dims, (spec.row_values,)):
+    """Numbers `[N, …]`, each row as `is_row` says, as `[N, d1, …, dk]`; raises BindingError for any others."""
+    if array.ndim > 1 and is_row(array.shape[1:], spec):
         return array.reshape(len(array), *spec.dims)
     raise BindingError(
         f"field {spec.name!r} is an array of shape {list(array.shape)}, the model needs {spec.wanted} in each row"
@@ -170,7 +181,7 @@ def _one(index: int, row: Any, spec: FieldSpec) -> Array:
         array = np.empty(0, object)
     if array.dtype.kind not in "fiu":
         raise BindingError(f"{where} is {row!r:.60} in row {index}, the model needs {spec.wanted}")
-    if array.shape not in (spec.dims, (spec.row_values,)):
+    if not is_row(array.shape, spec):
         raise BindingError(
             f"{where} has values of shape {list(array.shape)} in row {index}, the model needs {spec.wanted}"
         )

@@ -333,7 +333,7 @@ def _is_tensor(info: TensorInfo, rows: Rows, fields: Sequence[str] | None) -> bo
     names = [name for name in (*(fields or ()), info.name) if name in rows]
     given = rows.values[names[0]] if names else None
     # An array under the input's name may be columns or whole rows: who names one field says which.
-    return whole_rows.are_rows(given) or (fields is not None and whole_rows.are_arrays(given))
+    return whole_rows.are_rows(given) or (whole_rows.are_arrays(given) and (fields is not None or np.ndim(given) > 2))
 
 
 def _is_matrix(info: TensorInfo, fields: Sequence[str] | None) -> bool:

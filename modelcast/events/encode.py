@@ -48,17 +48,20 @@ def encode_avro(frame: pl.DataFrame, schema: Schema, *, first_row: int = 1) -> l
 
 
 def encode_json(frame: pl.DataFrame, *, first_row: int = 1) -> list[bytes]:
-    """One JSON object (UTF-8) per row; dates and times as ISO 8601 text.
+    """One JSON object (UTF-8) per row; dates and times as ISO 8601 text, bytes as base64.
 
     Raises:
-        UsageError: A value has no JSON: NaN, an infinity, bytes.
+        UsageError: A value has no JSON: NaN, an infinity.
     """
     for column in frame.iter_columns():
         if column.dtype.is_float():
             _refuse(column, ~column.is_finite(), first_row, lambda value: f"{value} has no JSON")
-        elif isinstance(column.dtype, (pl.Binary, pl.Object)):
-            raise UsageError(f"column {column.name!r} holds bytes, which have no JSON", hint="Send it with Avro.")
-    plain = frame.select(_as_text(column) for column in frame.iter_columns())
+        elif isinstance(column.dtype, pl.Object):
+            raise UsageError(f"column {column.name!r} holds Python objects, which have no JSON", hint="Leave it out.")
+    plain = frame.select(
+        column.bin.encode("base64") if isinstance(column.dtype, pl.Binary) else _as_text(column)
+        for column in frame.iter_columns()
+    )
     return plain.write_ndjson().encode().split(b"\n")[: frame.height]
 
 

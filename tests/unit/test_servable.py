@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from modelcast.consumer.binding import Binding
-from modelcast.consumer.servable import MAX_RUN_ROWS, Servable
+from modelcast.consumer.servable import MAX_RUN_ROWS, MAX_RUN_VALUES, Servable
 from modelcast.errors import BindingError, LoadError
 from modelcast.records import DType, OutputSpec, Signature
 from modelcast.runtime import Array, TensorInfo
@@ -53,6 +53,13 @@ def test_large_batches_are_run_in_parts_in_order() -> None:
     outputs = servable(session).run(columns(rows))
     assert session.batches == [MAX_RUN_ROWS, MAX_RUN_ROWS, 5]
     np.testing.assert_array_equal(outputs["score"], np.arange(rows, dtype=np.float32) + 1)
+
+
+def test_batches_of_large_rows_are_run_in_parts_of_as_many_values() -> None:
+    session = SumSession()
+    wide = MAX_RUN_VALUES // 100
+    servable(session).run_feeds({"x": np.zeros((250, wide), np.float32)})
+    assert session.batches == [100, 100, 50]
 
 
 def test_no_rows_give_empty_outputs_without_a_run() -> None:
