@@ -21,6 +21,7 @@ from confluent_kafka import KafkaError, KafkaException, Producer
 
 from modelcast.errors import BrokerError, FencedError, ModelcastError, OutcomeUnknownError, UsageError
 
+from .connection import serve
 from .faults import Faults, error_of
 from .settings import LOGGER
 
@@ -31,6 +32,8 @@ COMMIT_TIMEOUT_S: Final = 30.0
 # An abort is cleanup: who waits for it wants to go on or to leave.
 ABORT_TIMEOUT_S: Final = 10.0
 OFFSETS_TIMEOUT_S: Final = 15.0
+# A call may learn that the producer is dead a moment before the reason is in the queue.
+_CAUSE_TIMEOUT_S: Final = 1.0
 _PAUSE_S: Final = 0.02
 
 _TIMEOUTS: Final = frozenset({KafkaError._TIMED_OUT, KafkaError._TIMED_OUT_QUEUE, KafkaError.REQUEST_TIMED_OUT})
@@ -137,7 +140,7 @@ class Transactions:
 
     def failed(self, error: KafkaError, doing: str) -> ModelcastError:
         """The error to raise for a failure of this producer, after putting its state right."""
-        if error.fatal() or error.code() == KafkaError._FENCED:
+        if error.fatal() or error.code() in (KafkaError._FENCED, KafkaError._FATAL):
             return self._break(self._lost(error, doing))
         explained = self._faults.explain(error, doing)
         if isinstance(explained, FencedError):
@@ -165,7 +168,12 @@ class Transactions:
             return
 
     def _lost(self, error: KafkaError, doing: str) -> ModelcastError:
-        """A fatal error names its cause in its text only; the connection may have told the code."""
+        """A fatal error names its cause in its text only, if at all; the code comes over the connection's queue."""
+        if error.code() == KafkaError._FATAL:
+            deadline = time.monotonic() + _CAUSE_TIMEOUT_S
+            while self._faults.fatal() is None and time.monotonic() < deadline:
+                serve(self._producer, self._faults)
+                time.sleep(_PAUSE_S)
         fatal = self._faults.fatal()
         return self._faults.explain(fatal if error.code() == KafkaError._FATAL and fatal else error, doing)
 

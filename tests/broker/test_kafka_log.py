@@ -25,7 +25,8 @@ from modelcast.errors import (
 )
 from modelcast.kafka import KafkaLog
 from modelcast.kafka.faults import Faults
-from modelcast.log import BEGINNING, Log, TopicSpec
+from modelcast.kafka.transaction import Transactions
+from modelcast.log import BEGINNING, Log, LogWriter, TopicSpec
 from tests.log_contract import DEADLINE_S, LogContract, fresh
 
 # What somebody at a prompt waits for, with room for a busy machine.
@@ -175,3 +176,23 @@ def test_a_send_waits_while_the_queue_is_full(broker: LocalBroker) -> None:
                 writer.send(topic, key=None, value=b"%d" % number, partition=0)
             writer.flush(DEADLINE_S)
         assert log.end_offsets(topic, committed=False) == {0: 500}
+
+
+def test_whoever_is_fenced_in_the_middle_of_a_transaction_is_told_so_by_whatever_call_meets_it(
+    broker: LocalBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A record may be refused before the connection has told why; so the look at what it told comes too early here.
+    monkeypatch.setattr(Transactions, "check_open", lambda _: None)
+    with KafkaLog({"bootstrap.servers": broker.bootstrap_servers}) as log:
+        topic, name = fresh(log), f"id-{uuid4().hex[:12]}"
+        with closing(log.transactional_writer(name, timeout_ms=10_000)) as first:
+            first.begin()
+            with closing(log.transactional_writer(name, timeout_ms=10_000)), pytest.raises(FencedError):
+                send_until_refused(first, topic)
+
+
+def send_until_refused(writer: LogWriter, topic: str) -> None:
+    deadline = time.monotonic() + DEADLINE_S
+    while time.monotonic() < deadline:
+        writer.send(topic, key=None, value=b"x", partition=0)
+        time.sleep(0.001)
