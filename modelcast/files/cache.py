@@ -10,6 +10,7 @@
   disk: what a power failure leaves of it has another digest, and a view is checked before each load.
 - A damaged file is replaced, never mended: whoever mapped the old one keeps it.
 - Folders are private (0700): nothing that other users may write is ever mapped.
+- What this process has checked and nobody has touched since is not hashed again: see `modelcast.files.seals`.
 - Files that no view holds are removed, the longest unused first, when all together outgrow the limit.
 """
 
@@ -23,7 +24,8 @@ import os
 import shutil
 import stat
 import uuid
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -31,6 +33,7 @@ from filelock import FileLock, Timeout
 from modelcast import digest
 from modelcast.blobs import check_path
 from modelcast.errors import BrokerError, CacheError
+from modelcast.files.seals import UNSEALED, Seal, Seals
 from modelcast.folders import CACHE_VARIABLE, cache_folder
 from modelcast.records import FileEntry
 
@@ -42,6 +45,8 @@ _LOCK_POLL_S = 0.02
 _SWEEP_S = 5.0
 # Blocks of a file being checked: hashed at full speed, and the interpreter's lock let go in between.
 _READ_BYTES = 1 << 20
+# Half of the processors are left to whoever scores meanwhile; a disk gives no more than a few threads can take.
+_HASHERS = max(1, min(4, (os.cpu_count() or 1) // 2))
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
@@ -63,6 +68,8 @@ class Cache:
         self._views = self.root / "views"
         self._locks = self.root / "locks"
         self._numbers = itertools.count()
+        self._seals = Seals()
+        self._held: dict[Path, tuple[tuple[str, Path], ...]] = {}  # what each view's files are links to
         with explained(self.root):
             for folder in (self.root, self._blobs, self._views, self._locks):
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -129,6 +136,7 @@ class Cache:
                 shutil.rmtree(path)
             else:
                 path.unlink(missing_ok=True)
+        self._seals.drop(entry.digest)
 
     def view(self, files: Collection[FileEntry], *, checked: Collection[str] = ()) -> tuple[Path, list[FileEntry]]:
         """A private folder that holds these files only, under their paths.
@@ -147,14 +155,22 @@ class Cache:
         """
         folder = self._own / str(next(self._numbers))
         bad: list[FileEntry] = []
+        unsure: list[tuple[FileEntry, Path, Seal]] = []
         with explained(self.root):
             folder.mkdir(mode=0o700)
+            self._held[folder] = tuple((entry.digest, self._path(entry)) for entry in files)
             try:
                 for entry in files:
                     target = folder / check_path(entry.path)
                     target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-                    if not self._link(entry, target) or not (entry.digest in checked or _is_whole(target, entry)):
+                    try:
+                        seal = self._link(entry, target)
+                    except FileNotFoundError:  # never here, or another process trimmed or dropped it
                         bad.append(entry)
+                    else:
+                        if seal is not None:
+                            unsure.append((entry, target, seal))
+                bad += self._damaged(unsure, checked)
             except BaseException:
                 self.release(folder)
                 raise
@@ -164,18 +180,22 @@ class Cache:
 
     def release(self, view: Path) -> None:
         """Removes a view; what it held stays in the cache."""
-        shutil.rmtree(view, ignore_errors=True)
+        with self._seals.unlinking(self._held.pop(view, ())):
+            shutil.rmtree(view, ignore_errors=True)
 
     def trim(self) -> None:
         """Removes unused files, the longest unused first, until the rest fits the limit."""
         found: list[tuple[float, int, Path]] = []
+        there: set[str] = set()
         total = 0
         with explained(self.root), os.scandir(self._blobs) as entries:
             for entry in entries:
+                there.add(f"sha256:{entry.name}")
                 status = entry.stat(follow_symlinks=False)
                 total += status.st_size
                 if status.st_nlink == 1 and not entry.name.endswith("~"):
                     found.append((status.st_mtime, status.st_size, Path(entry.path)))
+        self._seals.keep_only(there)
         for _, size, path in sorted(found):
             if total <= self._limit_bytes:
                 return
@@ -191,22 +211,34 @@ class Cache:
     def _path(self, entry: FileEntry) -> Path:
         return self._blobs / digest.hex_part(entry.digest)
 
-    def _link(self, entry: FileEntry, target: Path) -> bool:
+    def _link(self, entry: FileEntry, target: Path) -> Seal | None:
+        """Links a file, used now and so the last to be removed; None if its bytes are known to be right."""
         source = self._path(entry)
         if not self.has(entry):
-            return False
+            raise FileNotFoundError(errno.ENOENT, "not in the cache", str(source))
         try:
-            os.utime(source)  # used now: the last to be removed
-            target.hardlink_to(source)
-        except FileNotFoundError:
-            return False  # another process trimmed or dropped it
+            return self._seals.link(entry.digest, source, target)
         except OSError as error:
             # Too many links, or a file system that has none.
             if error.errno not in (errno.EMLINK, errno.EPERM, errno.ENOTSUP, errno.EXDEV):
                 raise
             shutil.copyfile(source, target)
             target.chmod(0o444)
-        return True
+            return UNSEALED
+
+    def _damaged(self, unsure: Sequence[tuple[FileEntry, Path, Seal]], checked: Collection[str]) -> Iterator[FileEntry]:
+        """Those whose bytes are wrong; the others are sealed."""
+
+        def is_right(one: tuple[FileEntry, Path, Seal]) -> bool:
+            entry, target, _ = one
+            return entry.digest in checked or _is_whole(target, entry)
+
+        with ThreadPoolExecutor(_HASHERS, "modelcast-hash") as pool:
+            for right, (entry, _, seal) in zip(pool.map(is_right, unsure), unsure, strict=True):
+                if right:
+                    self._seals.put(entry.digest, seal)
+                else:
+                    yield entry
 
     def _sweep(self) -> None:
         """Removes the views of processes that are gone."""

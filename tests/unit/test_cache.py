@@ -13,6 +13,7 @@ import pytest
 
 from modelcast import digest
 from modelcast.errors import CacheError, StructureError
+from modelcast.files import cache as cache_module
 from modelcast.files.cache import Cache
 from modelcast.records import FileEntry
 
@@ -120,6 +121,24 @@ def test_f38_f44_damage_is_found_at_the_next_view_and_healed(cache: Cache, damag
     view, bad = cache.view([file, other])
     assert bad == []
     assert (view / "model.onnx").read_bytes() == GRAPH
+
+
+def test_a_file_that_two_versions_share_is_hashed_once(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    hashed: list[str] = []
+
+    def counting(path: Path, entry: FileEntry) -> bool:
+        hashed.append(entry.path)
+        return is_whole(path, entry)
+
+    is_whole = cache_module._is_whole
+    monkeypatch.setattr(cache_module, "_is_whole", counting)
+    backbone = put(cache, "tensors/0.bin", TENSOR)
+    first, _ = cache.view([put(cache, "head", b"1"), backbone])
+    second, _ = cache.view([put(cache, "head", b"2"), backbone])
+    cache.release(first)
+    cache.view([put(cache, "head", b"3"), backbone])
+    assert sorted(hashed) == ["head", "head", "head", "tensors/0.bin"]
+    assert (second / "tensors/0.bin").read_bytes() == TENSOR
 
 
 def test_what_a_session_holds_outlives_its_replacement(cache: Cache) -> None:
