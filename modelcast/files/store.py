@@ -2,7 +2,9 @@
 
 The only importer of fsspec. Folders need no package; `s3://` and everything else needs the extra `store`.
 
-- A file is there whole or not at all: puts of object stores are; elsewhere a partial name is written and renamed.
+- A file is there whole or not at all: puts of object stores are; elsewhere a partial name is written and renamed. What
+  a killed publisher leaves there ends with `~` and is nobody's.
+- Nothing is ever taken away: several repositories may share a store, and none knows what the others list.
 - Nothing of a store is trusted: who reads checks sizes and digests (`modelcast.files.fetch`).
 - Blocks are asked for ahead, across files, on fsspec's own thread: memory is bounded by `_AHEAD * BLOCK_BYTES`.
 - An S3 store is reached as by Amazon's own tools: AWS_ENDPOINT_URL (for any other than Amazon's), AWS_ACCESS_KEY_ID and
@@ -23,7 +25,7 @@ import stat
 import uuid
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Protocol, Self
@@ -37,6 +39,8 @@ from modelcast.records import FileEntry
 BLOCK_BYTES: Final = 8 << 20
 # Requests under way at once: one stream of an object store gives a part of what a network takes.
 _AHEAD: Final = 4
+# Questions under way at once: each is a round trip, and a model may have hundreds of files.
+_QUESTIONS: Final = 8
 # Parts of an upload; S3 takes 10,000 at most of one object.
 _PART_BYTES: Final = 8 << 20
 _PARTS_MAX: Final = 10_000
@@ -134,8 +138,12 @@ class FileStore:
 
     def missing(self, files: Iterable[FileEntry], *, resend: bool = False) -> tuple[FileEntry, ...]:
         """The files of which there is no object of their size, one of each digest. Raises StoreError."""
-        entries = {entry.digest: entry for entry in files}.values()
-        return tuple(entry for entry in entries if resend or not self._has(entry))
+        entries = tuple({entry.digest: entry for entry in files}.values())
+        if resend or not entries:
+            return entries
+        with ThreadPoolExecutor(_QUESTIONS) as threads:
+            there = list(threads.map(self._has, entries))
+        return tuple(entry for entry, has in zip(entries, there, strict=True) if not has)
 
     def read(self, files: Iterable[FileEntry]) -> Generator[tuple[FileEntry, int, bytes], None, None]:
         """Blocks of files in order: the file, the block's place in it, `BLOCK_BYTES` bytes; the last may be shorter.
@@ -428,6 +436,6 @@ def _denied(url: StoreUrl, where: str, error: Exception) -> StoreError:
 
 def _away(where: str, error: Exception) -> StoreError:
     return StoreError(
-        f"the store did not give or take {where}: {type(error).__name__}: {error}",
+        f"the store did not give or take {where}: {type(error).__name__}: {str(error) or 'no answer in time'}",
         hint="Check that it is up; for an S3 store that is not Amazon's, AWS_ENDPOINT_URL says where it is.",
     )

@@ -91,7 +91,7 @@ class Stores:
     @classmethod
     def of(cls, urls: Iterable[str]) -> Stores:
         """Those named. Raises UsageError."""
-        return cls(tuple(StoreUrl.parse(url) for url in urls))
+        return cls(tuple(StoreUrl.parse(url) for url in ((urls,) if isinstance(urls, str) else urls)))
 
     @classmethod
     def resolve(cls, urls: Iterable[str] | None = None, *, environment: Mapping[str, str] = os.environ) -> Stores:

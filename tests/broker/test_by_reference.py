@@ -119,6 +119,19 @@ def test_a_store_nobody_allowed_is_refused_and_the_old_version_serves(
         assert models["fraud"].predict(ROWS).version == 1
 
 
+def test_a_stream_is_scored_by_a_version_in_a_folder_that_is_allowed(
+    shell: Shell, publisher: Publisher, prefix: str, tmp_path: Path
+) -> None:
+    (tmp_path / "store").mkdir()
+    publisher.publish(1.0, "--store", f"file://{tmp_path}/store")
+    shell.json("send", f"{prefix}-events", publisher.rows, "--format", "json")
+    line = ("score", "fraud", "--events", f"{prefix}-events", "--predictions", f"{prefix}-scores", "--until-end")
+    status, _, err = shell.call(*line, "--store-allowed", f"file://{tmp_path}/other")
+    assert status == 5, err
+    assert "--store-allowed" in err
+    assert "3 predictions" in shell.says(*line, "--store-allowed", f"file://{tmp_path}")
+
+
 @pytest.mark.parametrize("damage", ["altered", "missing"])
 def test_a_damaged_object_is_refused_like_a_bad_chunk_and_the_old_version_serves(
     server: S3Server, shell: Shell, log: KafkaLog, publisher: Publisher, damage: str

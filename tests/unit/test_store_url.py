@@ -152,6 +152,7 @@ def test_what_the_caller_says_goes_before_the_environment() -> None:
         "file:///srv/models",
     ]
     assert [str(url) for url in Stores.resolve(["gs://b"], environment=environment).allowed] == ["gs://b"]
+    assert Stores.resolve("gs://b") == Stores.of(["gs://b"])
     assert Stores.resolve([], environment=environment) == NO_STORES
     assert Stores.resolve(None, environment={}) == NO_STORES
 
