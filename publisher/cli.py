@@ -12,6 +12,7 @@ from modelcast.errors import UsageError
 from modelcast.records import Release
 from modelcast.registry.repository import init as init_repository
 from modelcast.topics import DEFAULT_BLOB_PARTITIONS
+from modelcast.trust.options import PolicyOption, SignOption
 
 from .publisher import ModelPublisher
 
@@ -58,17 +59,25 @@ def release(
     name: ModelArgument,
     version: Annotated[int, typer.Argument(metavar="VERSION", min=1)],
     message: Message = "",
+    sign: SignOption = None,
+    trust_policy: PolicyOption = None,
 ) -> None:
     """Make a published version live everywhere."""
-    with ModelPublisher.connect(context.connection) as publisher:
+    with ModelPublisher.connect(context.connection, signing_keys=sign, trust_policy=trust_policy) as publisher:
         made = publisher.release(name, version, message=message)
     _print_release(context, made)
 
 
 @connected
-def rollback(context: CommandContext, name: ModelArgument, message: Message = "") -> None:
+def rollback(
+    context: CommandContext,
+    name: ModelArgument,
+    message: Message = "",
+    sign: SignOption = None,
+    trust_policy: PolicyOption = None,
+) -> None:
     """Make the champion before the live one live again; again goes further back."""
-    with ModelPublisher.connect(context.connection) as publisher:
+    with ModelPublisher.connect(context.connection, signing_keys=sign, trust_policy=trust_policy) as publisher:
         made = publisher.rollback(name, message=message)
     _print_release(context, made)
 

@@ -289,6 +289,21 @@ class Holder:
             hint=f"See what is there with: modelcast history {model}",
         ) from error
 
+    def strictly(self) -> Holder:
+        """The same, seeing what consumers see: what still waits for signatures of others does not count."""
+        return Holder(
+            self.log,
+            self.topics,
+            author=self.author,
+            sleep=self._sleep,
+            signers=self.signers,
+            admission=self.admission.strictly(),
+        )
+
+    def suffices(self, model: str) -> bool:
+        """Whether what these signers sign counts for consumers, with no signature more."""
+        return self.admission.strictly().vouch(model, [signer.key_id for signer in self.signers]).admitted
+
     def view(self, model: str) -> ModelView:
         """The registry as it is now; takes no id and fences nobody. Raises BrokerError, RepositoryNotFoundError."""
         reader = self.open_reader()

@@ -11,6 +11,7 @@ from rich.markup import escape
 
 from modelcast.cli.options import CommandContext, connected
 from modelcast.errors import UsageError
+from modelcast.trust.options import PolicyOption, SignOption
 
 from .progress import PublishProgress
 from .published import Published
@@ -78,6 +79,8 @@ def publish(
             help="Also unpickle a .pt file, or what a reference or folder leads to: runs code of whoever wrote it.",
         ),
     ] = False,
+    sign: SignOption = None,
+    trust_policy: PolicyOption = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Do everything but the writing, and say what would be written.")
     ] = False,
@@ -93,7 +96,8 @@ def publish(
             hint="Name a file of rows or arrays the model can be tried on: --examples FILE (JSONL, CSV, Parquet, .npz)",
         )
     output = context.output
-    with ModelPublisher.connect(context.connection) as publisher, PublishProgress(output.stderr) as shown:
+    publisher = ModelPublisher.connect(context.connection, signing_keys=sign, trust_policy=trust_policy)
+    with publisher, PublishProgress(output.stderr) as shown:
         published = publisher.publish(
             name,
             source,

@@ -26,7 +26,9 @@ from modelcast.names import check_model_name
 from modelcast.records import Release
 from modelcast.registry.image import ModelEntry
 from modelcast.registry.repository import check_topics
+from modelcast.trust.signing import load_signers, writing_admission
 
+from .endorsement import Endorsed, endorse
 from .gates import GateReport
 from .progress import PublishProgress
 from .published import Published
@@ -50,8 +52,12 @@ class ModelPublisher:
         prefix: The repository's topic prefix.
         properties: librdkafka properties by their own dotted names.
         properties_file: A client.properties file.
+        signing_keys: Keys that sign every record, by name or path; by default those of `MODELCAST_SIGNING_KEY`.
+        trust_policy: Goes on only from what this policy trusts, and refuses to write what it would not admit; by
+            default `MODELCAST_TRUST_POLICY`. See docs/TRUST.md.
 
     Raises:
+        UsageError, ConfigError: A key or the policy can't be used.
         BrokerError: No broker is named, or none answers.
         RepositoryNotFoundError: `modelcast init` was not run here.
         TopicConfigError: A topic of the repository would lose models.
@@ -64,20 +70,31 @@ class ModelPublisher:
         prefix: str | None = None,
         properties: Mapping[str, str] | None = None,
         properties_file: Path | None = None,
+        signing_keys: Sequence[str | Path] = (),
+        trust_policy: Path | str | None = None,
     ) -> None:
         connection = Connection.resolve(
             bootstrap_servers, prefix=prefix, properties=properties, properties_file=properties_file
         )
-        self._open(connection)
+        self._open(connection, signing_keys, trust_policy)
 
     @classmethod
-    def connect(cls, connection: Connection) -> Self:
+    def connect(
+        cls,
+        connection: Connection,
+        *,
+        signing_keys: Sequence[str | Path] | None = None,
+        trust_policy: Path | str | None = None,
+    ) -> Self:
         """A publisher on a resolved connection; raises as the constructor."""
         publisher = cls.__new__(cls)
-        publisher._open(connection)
+        publisher._open(connection, signing_keys or (), trust_policy)
         return publisher
 
-    def _open(self, connection: Connection) -> None:
+    def _open(
+        self, connection: Connection, signing_keys: Sequence[str | Path], trust_policy: Path | str | None
+    ) -> None:
+        signers, admission = load_signers(signing_keys), writing_admission(trust_policy)
         self._log = connection.open_log()
         try:
             check_topics(self._log, connection.topics)
@@ -85,7 +102,7 @@ class ModelPublisher:
             self._log.close()
             raise
         self._topics = connection.topics
-        self._registry = RegistryWriter(self._log, self._topics)
+        self._registry = RegistryWriter(self._log, self._topics, signers=signers, admission=admission)
 
     def publish(
         self,
@@ -220,6 +237,10 @@ class ModelPublisher:
     def delete(self, model: str, version: int, *, message: str = "", force: bool = False) -> Removed:
         """Withdraws a version for ever; its number is never used again. See `Remover.delete`."""
         return Remover(self._registry.holder).delete(check_model_name(model), version, message=message, force=force)
+
+    def sign(self, model: str, version: int | None = None, *, withdrawal: bool = False) -> Endorsed:
+        """Adds the signatures of this publisher's keys to a version, or to the release in force. See `endorse`."""
+        return endorse(self._registry.holder, check_model_name(model), version, withdrawal=withdrawal)
 
     def collect_garbage(
         self,

@@ -135,7 +135,8 @@ class Remover:
         survey, listing = Survey(self._log, self._topics), Listing(self._log, self._topics)
         survey.read_on(progress)
         listing.read_on()
-        before_ms = self._holder.author.now_ms() - int(grace_s * 1000)
+        holder = self._holder.strictly()  # a version counts until its withdrawal has all its signatures
+        before_ms = holder.author.now_ms() - int(grace_s * 1000)
         found: list[Garbage] = []
         busy: list[str] = []
         unread: list[str] = []
@@ -151,7 +152,7 @@ class Remover:
             if not dry_run:
                 collection = _Collection(model, survey, listing, before_ms)
                 try:
-                    self._holder.holding(model, collection.attempt, progress=collection.progress)
+                    holder.holding(model, collection.attempt, progress=collection.progress)
                 except FencedError:
                     busy.append(model)
                 found[-1] = Garbage(model, collection.chunks, collection.bytes)
@@ -197,6 +198,8 @@ class _Deletion:
         files = {*listed_files(manifest)}
         count = sum(chunk_count(entry.size, manifest.chunk_bytes) for entry in manifest.files)
         is_known = self._listing.is_whole(self._model) and count <= MAX_DECLARED_CHUNKS
+        # One of several signers must not take off what consumers still believe in.
+        is_known = is_known and self._holder.suffices(self._model)
         doomed: Iterator[tuple[Tombstone, int]] = iter(())
         if files and is_known:
             files -= self._listing.files(self._model, but=self._version)

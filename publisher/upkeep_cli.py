@@ -13,6 +13,7 @@ from modelcast.cli.options import CommandContext, connected
 from modelcast.cli.output import printable
 from modelcast.errors import ExitCode, UsageError
 from modelcast.names import ModelRef
+from modelcast.trust.options import PolicyOption, SignOption
 
 from .publisher import ModelPublisher
 from .removal import Collected, Removed
@@ -27,6 +28,8 @@ def delete(
     name: Annotated[str, typer.Argument(metavar="NAME@VERSION", help="The version.")],
     message: Annotated[str, typer.Option("--message", help="The reason: whoever asks for the version is told.")] = "",
     force: Annotated[bool, typer.Option("--force", help="Delete a version that was live once too.")] = False,
+    sign: SignOption = None,
+    trust_policy: PolicyOption = None,
 ) -> None:
     """Withdraw a version for ever; its number is never used again.
 
@@ -35,7 +38,7 @@ def delete(
     ref = ModelRef.parse(name)
     if ref.version is None:
         raise UsageError(f"{name!r} names no version", hint=f"Name one: modelcast delete {name}@NUMBER")
-    with ModelPublisher.connect(context.connection) as publisher:
+    with ModelPublisher.connect(context.connection, signing_keys=sign, trust_policy=trust_policy) as publisher:
         removed = publisher.delete(ref.model, ref.version, message=message, force=force)
     context.output.result(
         {
@@ -64,6 +67,7 @@ def gc(
     grace: Annotated[
         str, typer.Option(metavar="TIME", help="Leave alone what came within it: e.g. 90s, 30m, 24h, 7d.")
     ] = "24h",
+    trust_policy: PolicyOption = None,
 ) -> None:
     """Take chunks that no version lists off the log: of uploads broken off, of versions deleted.
 
@@ -79,7 +83,7 @@ def gc(
         transient=True,
         disable=not context.output.stderr.is_terminal,
     )
-    with ModelPublisher.connect(context.connection) as publisher, progress:
+    with ModelPublisher.connect(context.connection, trust_policy=trust_policy) as publisher, progress:
         task = progress.add_task("reading chunks", total=None)
         collected = publisher.collect_garbage(
             grace_s=grace_s,

@@ -25,6 +25,7 @@ COMMANDS = {
     "publish": "modelcast.publisher.publish_cli:publish",
     "release": "modelcast.publisher.cli:release",
     "rollback": "modelcast.publisher.cli:rollback",
+    "sign": "modelcast.publisher.sign_cli:sign",
     "delete": "modelcast.publisher.upkeep_cli:delete",
     "gc": "modelcast.publisher.upkeep_cli:gc",
     "models": "modelcast.registry.cli:models",
@@ -34,6 +35,7 @@ COMMANDS = {
     "send": "modelcast.events.cli:send",
     "score": "modelcast.consumer.cli:score",
     "tail": "modelcast.events.cli:tail",
+    "keys": "modelcast.trust.cli:app",
     "dev": "modelcast.dev.cli:app",
     "demo": "modelcast.demo.cli:demo",
 }

@@ -13,10 +13,10 @@ from modelcast.cli.options import CommandContext, connected
 from modelcast.errors import UsageError
 from modelcast.files.pull import Pulled, pull_version
 from modelcast.files.store_url import Stores
-from modelcast.folders import state_folder
 from modelcast.names import ModelRef
 from modelcast.registry.describe import describe
-from modelcast.trust.watch import watch_policy
+from modelcast.trust.options import PolicyOption
+from modelcast.trust.signing import reading_admission
 
 
 @connected
@@ -36,6 +36,7 @@ def pull(
             show_default=False,
         ),
     ] = None,
+    trust_policy: PolicyOption = None,
 ) -> None:
     """Put a version's verified files into a folder, for any other runtime.
 
@@ -45,7 +46,7 @@ def pull(
         raise UsageError("no folder is named for the files", hint=f"Name one: modelcast pull {name} -o DIR")
     output = context.output
     ref, allowed = ModelRef.parse(name), Stores.resolve(store_allowed)
-    admission = watch_policy(None, state_folder()).admission
+    admission = reading_admission(trust_policy)
     bar = Progress(
         TextColumn("{task.description}"),
         BarColumn(),

@@ -66,6 +66,9 @@ class Admission(Protocol):
     def vouch(self, model: str, key_ids: Iterable[str]) -> Verdict:
         """Whether signatures of these keys, checked before, are enough for a record of `model` now."""
 
+    def strictly(self) -> Admission:
+        """The same with every rule's threshold in force: what consumers go by."""
+
 
 class _Everything:
     """No policy: every record counts, and nothing is known of its signers."""
@@ -77,6 +80,9 @@ class _Everything:
 
     def vouch(self, model: str, key_ids: Iterable[str]) -> Verdict:  # noqa: ARG002 - the protocol's signature
         return _NO_POLICY
+
+    def strictly(self) -> Admission:
+        return self
 
 
 _NO_POLICY: Final = Verdict(True, Reason.ADMITTED, "no trust policy is set: everything counts")
@@ -143,6 +149,10 @@ class PolicyAdmission:
         if not given:
             return Verdict(False, Reason.UNSIGNED, f"nobody signed it; {self._needs(rule)}")
         return self._weigh(rule, given & keys, [], sorted(given - keys))
+
+    def strictly(self) -> PolicyAdmission:
+        """The same with every rule's threshold in force."""
+        return PolicyAdmission(self.policy, self._now_ms)
 
     def _weigh(self, rule: Rule, signed: set[str], wrong: list[str], strangers: list[str]) -> Verdict:
         now_ms = self._now_ms()
