@@ -332,8 +332,10 @@ def _is_tensor(info: TensorInfo, rows: Rows, fields: Sequence[str] | None) -> bo
         return False
     names = [name for name in (*(fields or ()), info.name) if name in rows]
     given = rows.values[names[0]] if names else None
-    # An array under the input's name may be columns or whole rows: who names one field says which.
-    return whole_rows.are_rows(given) or (whole_rows.are_arrays(given) and (fields is not None or np.ndim(given) > 2))
+    if isinstance(given, np.ndarray) and whole_rows.are_arrays(given):
+        # An array under the input's name may be columns or whole rows: who names one field says which.
+        return fields is not None or given.ndim > 2
+    return whole_rows.are_rows(given)
 
 
 def _is_matrix(info: TensorInfo, fields: Sequence[str] | None) -> bool:
