@@ -53,20 +53,23 @@ class Published:
         }
 
     def __repr__(self) -> str:
-        facts = {"metrics": dict(self.metrics), "gates": list(self.gates)}
-        told = "".join(f", {name}={value}" for name, value in facts.items() if value)
-        return (
-            f"Published({self.manifest.id}{', dry run' if self.dry_run else ''}"
-            f"{', released' if self.release else ''}, {self.bytes_sent:,} of {self.bytes_total:,} bytes sent{told})"
-        )
+        facts = [str(self.manifest.id), *(["dry run"] if self.dry_run else []), *(["released"] if self.release else [])]
+        facts.append(self._bytes())
+        facts += [f"{name}={value:.6g}" for name, value in sorted(self.metrics.items())]
+        facts += [f"required: {gate}" for gate in self.gates]
+        return f"Published({', '.join(facts)})"
+
+    def _bytes(self) -> str:
+        count = f"{self.bytes_sent:,} of {self.bytes_total:,} bytes"
+        return f"at most {count} to send" if self.dry_run else f"{count} sent"
 
     def _repr_html_(self) -> str:
         """The same for a notebook."""
         rows = {
             "digest": self.manifest.digest,
-            "bytes": f"{self.bytes_sent:,} of {self.bytes_total:,} sent",
-            "metrics": ", ".join(f"{name} {value:g}" for name, value in sorted(self.metrics.items())),
-            "gates": ", ".join(self.gates),
+            "bytes": self._bytes(),
+            "metrics": ", ".join(f"{name}={value:.6g}" for name, value in sorted(self.metrics.items())),
+            "required": ", ".join(self.gates),
         }
         title = f"{self.manifest.id}{' (dry run)' if self.dry_run else ' (live)' if self.release else ''}"
         body = "".join(f"<tr><td>{name}</td><td>{html.escape(text)}</td></tr>" for name, text in rows.items() if text)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,12 +17,13 @@ import polars as pl
 import pytest
 
 import modelcast
+from modelcast.config import ENV_BOOTSTRAP, ENV_PREFIX
 from modelcast.dev.broker import LocalBroker
 from modelcast.errors import GateError
 from modelcast.kafka import KafkaLog
 from modelcast.publisher import ModelPublisher, Published
 from modelcast.topics import Topics
-from tests.publishing import Content, Shell, write_model, write_rows
+from tests.publishing import TIMEOUT_S, Content, Shell, write_model, write_rows
 
 FIELDS = ("--fields", "amount,age")
 # 64 MB: an upload that is still going on when it is interrupted.
@@ -171,6 +174,24 @@ def test_a_pulled_version_runs_without_modelcast(shell: Shell, tmp_path: Path) -
     shell.fails("pull", "pay@1", "-o", str(place), status=2)
     again = shell.json("pull", "pay@1", "-o", str(place), "--force")
     assert (again["digest"], again["directory"]) == (published["digest"], str(place))
+
+
+def test_the_notebook_runs_from_cell_to_cell(shell: Shell, tmp_path: Path) -> None:
+    notebook = Path(__file__).parents[2] / "examples" / "notebook.py"
+    done = subprocess.run(
+        [sys.executable, str(notebook)],
+        cwd=tmp_path,
+        env={**os.environ, ENV_BOOTSTRAP: shell.servers, ENV_PREFIX: shell.prefix},
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert done.stdout.startswith("Published(fraud-notebook@1, released, ")
+    assert "2 of 2 requirements are not met" in done.stdout
+    assert "Published(fraud-notebook@2, dry run, at most 0 of " in done.stdout
 
 
 @pytest.mark.parametrize("moment", ["while it is tried", "while it is sent"])
