@@ -10,7 +10,7 @@ STAMP := $(VENV)/.installed
 EXTRAS := demo hf lightgbm mlflow signing store
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test faults lint types check bench lock clean python-complete
+.PHONY: help demo test faults large lint types check bench lock clean python-complete
 
 help: ## Show the targets
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -23,6 +23,9 @@ test: $(STAMP) ## Unit tests and tests on a real Kafka broker (under 10 minutes)
 
 faults: $(STAMP) ## Publishers, scorers and brokers really killed (some 5 minutes)
 	$(PY) -m pytest tests/faults
+
+large: $(STAMP) ## A model of more than 2 GB, published and pulled back (10 GB of disk, some minutes)
+	$(PY) -m pytest tests/large -s
 
 lint: $(STAMP) ## Style
 	$(PY) -m ruff check .

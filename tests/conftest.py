@@ -14,7 +14,7 @@ from modelcast.testing.broker import local_broker, unique_name
 # Started in the background, a shell has its children ignore Ctrl-C, and theirs: tests of Ctrl-C would wait for ever.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-TESTS_WITH_A_BROKER = frozenset({"broker", "faults"})  # folders
+TESTS_WITH_A_BROKER = frozenset({"broker", "faults", "large"})  # folders
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -14,6 +14,9 @@ SIDES = ("publisher", "consumer")
 # Foreign package -> the only places that may import it.
 ONE_PLACE = {
     "confluent_kafka": ("modelcast/kafka/",),
+    "mlflow": ("publisher/references/mlflow.py",),
+    "huggingface_hub": ("publisher/references/hub.py",),
+    "joblib": ("publisher/pickles.py", "modelcast/demo/"),
     "fastavro": ("modelcast/avro.py",),
     "fsspec": ("modelcast/files/store.py",),
     "onnxruntime": ("modelcast/runtime.py",),

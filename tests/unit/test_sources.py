@@ -14,6 +14,8 @@ from onnx import TensorProto, helper
 from sklearn.linear_model import LinearRegression
 
 from modelcast.errors import SourceError
+from modelcast.publisher import tree
+from modelcast.publisher.prepare import prepare
 from modelcast.publisher.sources import Candidate, load
 
 
@@ -37,6 +39,63 @@ def test_onnx_in_any_form(tmp_path: Path) -> None:
         assert candidate.folder == folder
         assert candidate.original is None
         assert candidate.frameworks == {"maker": "7"}
+
+
+def spread(folder: Path, *, files: int, padding: int = 0) -> tuple[Path, dict[str, np.ndarray]]:
+    """A model of three large tensors in one or more files, each tensor `padding` bytes after the one before."""
+    arrays = {name: np.random.default_rng(seed).random((9, 5_000), np.float32) for seed, name in enumerate("abc")}
+    model = tiny()
+    for number, (name, array) in enumerate(arrays.items()):
+        path = folder / "data" / f"{number % files}.bin"
+        path.parent.mkdir(exist_ok=True)
+        with path.open("ab") as file:
+            file.write(b"\xff" * padding)
+            offset = file.tell()
+            file.write(array.tobytes())
+        tensor = model.graph.initializer.add(name=name, data_type=TensorProto.FLOAT, dims=array.shape)
+        tensor.data_location = TensorProto.EXTERNAL
+        for key, value in (("location", f"data/{path.name}"), ("offset", offset), ("length", array.nbytes)):
+            tensor.external_data.add(key=key, value=str(value))
+    (folder / "m.onnx").write_bytes(model.SerializeToString())
+    return folder / "m.onnx", arrays
+
+
+@pytest.mark.parametrize(("files", "padding"), [(1, 0), (1, 4_096), (2, 3), (3, 0)])
+def test_external_data_in_one_file_or_many_at_any_offset(tmp_path: Path, files: int, padding: int) -> None:
+    path, arrays = spread(tmp_path, files=files, padding=padding)
+    candidate = load(path, silent)
+    assert tree.locations(candidate.model) == tuple(f"data/{number}.bin" for number in range(files))
+    (tmp_path / "tree").mkdir()
+    tree.write(candidate.model, candidate.folder, tmp_path / "tree")
+    written = {found.read_bytes() for found in (tmp_path / "tree" / "tensors").iterdir()}
+    assert written == {array.tobytes() for array in arrays.values()}
+
+
+def test_a_missing_file_of_external_data_is_named(tmp_path: Path) -> None:
+    path, _ = spread(tmp_path, files=3)
+    (tmp_path / "data" / "1.bin").unlink()
+    (tmp_path / "tree").mkdir()
+    with pytest.raises(SourceError, match=r"data/1\.bin.*No such file") as caught:
+        prepare(path, {"x": np.ones(2)}, directory=tmp_path / "tree")
+    assert caught.value.hint
+    assert not list((tmp_path / "tree").iterdir())
+
+
+@pytest.mark.parametrize("form", ["bytes", "ModelProto"])
+def test_external_data_of_a_model_in_memory_takes_its_path(tmp_path: Path, form: str) -> None:
+    path, _ = spread(tmp_path, files=1)
+    source = path.read_bytes() if form == "bytes" else onnx.load(path, load_external_data=False)
+    (tmp_path / "tree").mkdir()
+    with pytest.raises(SourceError, match="Publish the path"):
+        prepare(source, {"x": np.ones(2)}, directory=tmp_path / "tree")
+
+
+def test_a_folder_says_which_file_to_name(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match="holds no model"):
+        load(tmp_path, silent)
+    (tmp_path / "m.onnx").write_bytes(tiny().SerializeToString())
+    with pytest.raises(SourceError, match=r"Name the file: .*m\.onnx"):
+        load(str(tmp_path), silent)
 
 
 @pytest.mark.parametrize("suffix", [".joblib", ".pkl", ".pickle"])
