@@ -3,7 +3,8 @@
 The only importer of fsspec. Folders need no package; `s3://` and everything else needs the extra `store`.
 
 - A file is there whole or not at all: puts of object stores are; elsewhere a partial name is written and renamed. What
-  a killed publisher leaves there ends with `~` and is nobody's.
+  a killed publisher leaves there ends with `~` and is nobody's; S3 keeps its parts until a lifecycle rule of the bucket
+  (AbortIncompleteMultipartUpload) takes them.
 - Nothing is ever taken away: several repositories may share a store, and none knows what the others list.
 - Nothing of a store is trusted: who reads checks sizes and digests (`modelcast.files.fetch`).
 - Blocks are asked for ahead, across files, on fsspec's own thread: memory is bounded by `_AHEAD * BLOCK_BYTES`.
