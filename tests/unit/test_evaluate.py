@@ -23,6 +23,8 @@ from modelcast.registry.repository import init
 from modelcast.testing.memory import MemoryLog
 from modelcast.topics import Topics
 
+from .prepared import prepared as files
+
 TOPICS = Topics("test")
 ROWS = 400
 
@@ -193,3 +195,29 @@ def test_the_cache_of_a_fetched_champion_is_left_tidy(
     cache = Cache()
     assert all(cache.has(entry) for entry in record.manifest.files)
     cache.close()
+
+
+def test_a_champion_released_during_the_upload_is_the_one_to_beat(log: MemoryLog, tmp_path: Path) -> None:
+    registry, rival = RegistryWriter(log, TOPICS), RegistryWriter(log, TOPICS)
+    registry.publish("fraud", files(tmp_path / "a", {"model.onnx": b"a"}), release=True, metrics={"auc": 0.9})
+    registry.publish("fraud", files(tmp_path / "b", {"model.onnx": b"b"}), release=False, metrics={"auc": 0.999})
+    gate = keeper(log, "auc>=champion", data=False)  # of the candidate's 0.99
+    asked: list[int] = []
+
+    def release_a_better_one(*_: object) -> None:
+        if not asked:
+            asked.append(rival.release("fraud", 2).version)
+
+    with pytest.raises(GateError, match="fraud@2 has 0.999"):
+        registry.publish(
+            "fraud",
+            files(tmp_path / "c", {"model.onnx": b"c"}),
+            release=True,
+            metrics={"auc": 0.99},
+            gate=gate,
+            progress=release_a_better_one,
+        )
+    entry = registry.holder.view("fraud").entry
+    assert list(entry.versions) == [1, 2]
+    assert entry.champion is not None
+    assert entry.champion.version == 2
