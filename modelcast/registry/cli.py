@@ -18,6 +18,9 @@ from modelcast.registry.describe import describe
 from modelcast.registry.image import ModelEntry, RegistryImage, VersionRecord
 from modelcast.registry.reader import RegistryReader
 from modelcast.registry.repository import CATCH_UP_TIMEOUT_S, check_topics
+from modelcast.registry.shown import look_up
+from modelcast.trust.options import PolicyOption
+from modelcast.trust.signing import writing_admission
 
 ModelArgument = Annotated[str, typer.Argument(metavar="NAME", help="The model.")]
 
@@ -62,17 +65,21 @@ def models(context: CommandContext) -> None:
 
 
 @connected
-def show(context: CommandContext, name: Annotated[str, typer.Argument(metavar="NAME[@VERSION]")]) -> None:
-    """Show one version: the live one, or the one named; the newest if none is live."""
+def show(
+    context: CommandContext,
+    name: Annotated[str, typer.Argument(metavar="NAME[@VERSION]")],
+    trust_policy: PolicyOption = None,
+) -> None:
+    """Show one version: the live one, or the one named; the newest if none is live.
+
+    Says who signed it and, under a trust policy, whether consumers with this policy accept it, and why.
+    """
     ref = ModelRef.parse(name)
-    with current_image(context) as image:
-        entry = image.model(ref.model)
-        if ref.version is None and entry.champion is None:
-            ref = ModelRef(ref.model, entry.latest_version)
-        manifest = image.resolve(ref).manifest
-    live = entry.champion is not None and entry.champion.version == manifest.version
+    with context.connection.open_log() as log:
+        shown = look_up(log, context.connection.topics, ref, writing_admission(trust_policy))
+    manifest, live = shown.manifest, shown.is_live
     if context.output.json:
-        context.output.result({**describe(manifest), "live": live})
+        context.output.result({**describe(manifest), "live": live, **shown.trust_as_dict()})
         return
     out = context.output.stdout
     out.print(f"[bold]{escape(str(manifest.id))}[/bold]  {'[green]live[/green]' if live else 'not live'}")
@@ -85,6 +92,8 @@ def show(context: CommandContext, name: Annotated[str, typer.Argument(metavar="N
     out.print("  [dim]outputs[/dim]")
     for output in manifest.signature.outputs:
         out.print(f"    {escape(f'{output.field}: {output.dtype}{_shape(output.shape)}')}")
+    for label, text in shown.trust_in_words():
+        out.print(f"  [dim]{label:<10}[/dim] {escape(printable(text))}")
 
 
 @connected

@@ -63,7 +63,6 @@ def trust_key(
         rule = next((rule for rule in rules if list(rule.get("models", ())) == list(models)), None)
         if rule is None:
             rule = tomlkit.table()
-            rule.trivia.indent = "\n"  # a line between this rule and what stands before it
             rule["models"] = list(models)
             rule["keys"] = [name]
             _insert(rules, rule, models)
@@ -107,7 +106,7 @@ def _changed(path: Path, change: Callable[[Any], None], *, new: bool) -> TrustPo
         document = tomlkit.document()
         document.add(tomlkit.comment(_HEADER))
     change(document)
-    text = tomlkit.dumps(document)
+    text = _spaced(tomlkit.dumps(document))
     policy = parse_policy(text, source=str(path))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -115,6 +114,16 @@ def _changed(path: Path, change: Callable[[Any], None], *, new: bool) -> TrustPo
     except OSError as error:
         raise ConfigError(f"trust policy {path} can't be written: {error}") from error
     return policy
+
+
+def _spaced(text: str) -> str:
+    """With an empty line before each rule, which tomlkit leaves out."""
+    lines: list[str] = []
+    for line in text.splitlines():
+        if line.startswith("[[") and lines and lines[-1] and not lines[-1].startswith("#"):
+            lines.append("")
+        lines.append(line)
+    return "\n".join(lines) + "\n"
 
 
 def _replace(path: Path, text: str) -> None:
