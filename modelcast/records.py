@@ -51,8 +51,9 @@ class InputBinding:
     Attributes:
         name: The ONNX input.
         dtype: Its element type.
-        shape: Its shape, batch first: `(None,)`, `(None, 1)` or `(None, F)`.
-        fields: The event fields in order: one for a column, F for a matrix of F columns.
+        shape: Its shape, batch first: `(None,)`, `(None, 1)`, `(None, F)` or `(None, d1, …, dk)`.
+        fields: The event fields in order: one for a column, F for a matrix of F columns, one that holds the whole row
+            for any other shape.
     """
 
     name: str
