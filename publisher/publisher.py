@@ -154,7 +154,8 @@ class ModelPublisher:
             dry_run: Does everything but the writing; the result says what would be written.
             progress: Draws how far it is, on a terminal or in a notebook.
             on_step: Told each step's name as it starts.
-            on_progress: Told (phase, bytes done, bytes in all) during the upload.
+            on_progress: Told (phase, bytes done, bytes in all) while files are sent ("upload") or a champion is fetched
+                to be measured ("fetch").
 
         Raises:
             UsageError: The name, source or examples can't be used.
