@@ -43,6 +43,7 @@ MAX_METRICS: Final = 100
 # MLflow tries seven times for minutes, as training jobs want; who waits at a terminal mistyped the address.
 _RETRIES: Final = "2"
 
+_GRAPH_SUFFIX = ".onnx"
 _EXTRA_HINT = "Install it: pip install 'modelcast[mlflow]'."
 _LOG_HINT = "Log it with mlflow.onnx.log_model, or load it in Python and publish the object"
 _FORMS = "Write mlflow:models:/NAME@ALIAS, mlflow:models:/NAME/VERSION or mlflow:runs:/RUN_ID/PATH."
@@ -65,7 +66,7 @@ def fetch(place: str, folder: Path, *, trust_pickle: bool, tell: Callable[[str],
         logged = _resolve(place)
         if logged.uri != place:
             tell(f"{place} is {logged.uri}")
-        if logged.files.endswith(".onnx"):
+        if logged.files.endswith(_GRAPH_SUFFIX):
             uri, _, path = logged.files.rpartition("/")
         else:
             description = folder / MLMODEL
@@ -77,7 +78,7 @@ def fetch(place: str, folder: Path, *, trust_pickle: bool, tell: Callable[[str],
 
         files = folder / "files"
         files.mkdir()
-        if path.endswith(".onnx"):
+        if path.endswith(_GRAPH_SUFFIX):
             found = graph_files.fetch(path, place, files, download)
         else:
             found = files / path.rpartition("/")[2]
@@ -104,7 +105,10 @@ def choose(description: Path, what: str, *, trust_pickle: bool) -> str:
     """
     flavours = _flavours(description, what)
     if "onnx" in flavours:
-        return _data(flavours["onnx"].get("data"), what)
+        graph = _data(flavours["onnx"].get("data"), what)
+        if not graph.endswith(_GRAPH_SUFFIX):  # what is not read as a graph might be unpickled
+            raise SourceError(f"{MLMODEL} of {what} names {graph!r} as its graph", hint=_LOG_HINT + ".")
+        return graph
     named = ", ".join(sorted(flavours)) or "none"
     flavour = flavours.get("sklearn")
     if flavour is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from modelcast.errors import ModelcastError, NotFoundError, SourceError, StructureError
+from modelcast.errors import MissingExtraError, ModelcastError, NotFoundError, SourceError, StructureError
 from modelcast.publisher import sources, tree
 from modelcast.publisher.prepare import prepare
 from modelcast.publisher.references.hub import Place
@@ -201,6 +202,12 @@ def test_what_is_not_there_is_said_with_the_way_out(
     assert caught.value.hint
     assert "\n" not in caught.value.message
     assert not {"pytorch_model.bin", "modeling.py"}.intersection(served.files_given)
+
+
+def test_without_huggingface_hub_there_is_an_install_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "huggingface_hub.utils.tqdm", None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'modelcast\[hf\]'"), opened("hf:me/one"):
+        pass
 
 
 def test_nothing_pickled_is_taken_even_on_demand(served: Hub) -> None:

@@ -7,6 +7,7 @@ import importlib.util
 import os
 import re
 import socket
+import sys
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -214,6 +215,11 @@ def test_a_store_that_takes_more_of_mlflow_is_an_install_line(store: Store, monk
     assert "pip install mlflow" in failure("mlflow:models:/fraud/1", MissingExtraError)
 
 
+def test_without_mlflow_there_is_an_install_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "mlflow", None)
+    assert "pip install 'modelcast[mlflow]'" in failure("mlflow:models:/fraud/1", MissingExtraError)
+
+
 def test_the_environment_stays_as_it_was(store: Store) -> None:
     before = dict(os.environ)
     with opened("mlflow:models:/fraud/1"):
@@ -243,6 +249,7 @@ def test_a_folder_that_mlflow_wrote_is_its_onnx_flavour(tmp_path: Path) -> None:
         ("flavors: {sklearn: {pickled_model: m.skops, serialization_format: skops}}", SourceError, "skops' format"),
         ("flavors: {onnx: {data: ../../secret.onnx}}", StructureError, "outside"),
         ("flavors: {onnx: {data: /etc/passwd}}", StructureError, "outside"),
+        ("flavors: {onnx: {data: model.pkl}}", SourceError, "'model.pkl' as its graph"),
         ("flavors: {onnx: {}}", SourceError, "does not name"),
         ("flavors: 3", SourceError, "names no flavours"),
         ("x: [", SourceError, "names no flavours"),
