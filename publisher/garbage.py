@@ -219,4 +219,6 @@ def _read_on(log: Log, topic: str, read_to: dict[int, int], progress: Progress |
             reached[record.partition] = record.offset + 1
             progress(done, total)
         yield record
+    if progress is not None and total:
+        progress(total, total)  # behind the last record there may be markers
     read_to.update(ends)

@@ -90,12 +90,12 @@ def gc(
             dry_run=dry_run,
             on_progress=lambda done, total: progress.update(task, completed=done, total=total),
         )
-    _print_collected(context, collected, grace_s)
+    _print_collected(context, collected, grace, grace_s)
     if collected.busy:
         raise typer.Exit(ExitCode.FENCED)
 
 
-def _print_collected(context: CommandContext, collected: Collected, grace_s: float) -> None:
+def _print_collected(context: CommandContext, collected: Collected, grace: str, grace_s: float) -> None:
     output = context.output
     if output.json:
         models = [{"model": m.model, "chunks": m.chunks, "bytes": m.bytes} for m in collected.models]
@@ -116,7 +116,7 @@ def _print_collected(context: CommandContext, collected: Collected, grace_s: flo
         would = "would be taken off" if collected.dry_run else "taken off; the broker frees them when it compacts"
         output.say(f"{collected.chunks:,} chunks, {collected.bytes:,} bytes {would}")
     else:
-        output.say("Nothing to collect")
+        output.say(f"Nothing to collect that is older than {escape(grace)}")
     for model in collected.busy:
         output.warn(f"{model} was left alone: others kept changing it. Run gc again when they are done.")
     for model in collected.unread:

@@ -174,7 +174,8 @@ def _version(record: VersionRecord | Withdrawn) -> dict[str, Any]:
 def _version_row(entry: ModelEntry, number: int) -> tuple[str, ...]:
     record = entry.versions[number]
     if isinstance(record, Withdrawn):
-        return str(number), _time(record.created_ms), record.created_by, "", f"withdrawn: {record.message}"
+        reason = f": {record.message}" if record.message else ""
+        return str(number), _time(record.created_ms), record.created_by, "", f"withdrawn{reason}"
     live = entry.champion is not None and entry.champion.version == number
     manifest = record.manifest
     return (

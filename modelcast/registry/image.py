@@ -106,6 +106,12 @@ class ModelEntry:
         """The highest number ever given, withdrawn or not; 0 if none."""
         return max(self.versions, default=0)
 
+    @property
+    def newest_version(self) -> int:
+        """The highest number that is not withdrawn; of a model that has none, the highest ever given."""
+        usable = (number for number, record in self.versions.items() if isinstance(record, VersionRecord))
+        return max(usable, default=self.latest_version)
+
     def version(self, number: int) -> VersionRecord:
         """Raises VersionNotFoundError if there is no such version or it was withdrawn."""
         record = self.versions.get(number)
@@ -196,7 +202,7 @@ class RegistryImage:
                 raise VersionNotFoundError(str(self.untrusted_releases[ref.model]), hint=UNTRUSTED_HINT)
             raise VersionNotFoundError(
                 f"no version of {ref.model!r} was released",
-                hint=f"Release one with: modelcast release {ref.model} {entry.latest_version or 1}",
+                hint=f"Release one with: modelcast release {ref.model} {entry.newest_version or 1}",
             )
         return self._version(entry, entry.champion.version)
 

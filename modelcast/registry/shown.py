@@ -91,7 +91,7 @@ def look_up(log: Log, topics: Topics, ref: ModelRef, admission: Admission) -> Sh
     refused = believed.untrusted_release(believed.models.get(ref.model) or ModelEntry(ref.model))
     entry = image.model(ref.model)
     if ref.version is None and entry.champion is None:
-        ref = ModelRef(ref.model, entry.latest_version)
+        ref = ModelRef(ref.model, entry.newest_version)
     record = image.resolve(ref)
     manifest, champion = record.manifest, entry.champion
     version = _trusted(log, topics, RegistryKey("version", ref.model, manifest.version), record, strict)

@@ -167,3 +167,11 @@ def test_a_rollback_passes_over_withdrawn_versions_and_the_live_one_itself() -> 
     target = current.models["fraud"].rollback_target()
     assert target is not None
     assert target.version == 1
+
+
+def test_the_newest_version_is_one_that_can_be_released() -> None:
+    entry = image(REPOSITORY, manifest(1), manifest(2), manifest(3), withdrawn(3)).models["fraud"]
+    assert (entry.newest_version, entry.latest_version) == (2, 3)
+    with pytest.raises(VersionNotFoundError) as raised:
+        image(REPOSITORY, manifest(1), manifest(2), withdrawn(2)).resolve(ModelRef("fraud"))
+    assert raised.value.hint == "Release one with: modelcast release fraud 1"
