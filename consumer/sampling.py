@@ -169,9 +169,9 @@ def _json_kind(value: object) -> str:
 
 def _array_kind(items: Collection[str]) -> str:
     """Of an array with items of these kinds."""
-    if not items or not _NUMBER_KINDS.issuperset(items):
-        return OTHER
-    return array_of(max(items, key=_NUMBERS.index))
+    if items and _NUMBER_KINDS.issuperset(items):
+        return array_of(max(items, key=_NUMBERS.index))
+    return array_of(next(iter(items))) if len(items) == 1 else OTHER
 
 
 def _merged(first: str | None, second: str) -> str:

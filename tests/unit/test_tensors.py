@@ -148,11 +148,12 @@ def test_fields_that_can_hold_rows_bind(dtype: DType) -> None:
 
 
 def test_json_events_tell_that_they_hold_arrays() -> None:
-    samples = [b'{"a":[1,2],"b":[1,2.5],"c":["x"],"d":[],"e":[null,1]}', b'{"a":[1.5,2]}']
+    samples = [b'{"a":[1,2],"b":[1,2.5],"c":["x",1],"d":[],"e":[null,1],"f":[[1],[2]]}', b'{"a":[1.5,2]}']
     found = event_fields(samples, lambda _: None, "t")
     assert found is not None
     assert found.kinds == {
         "a": "array of double", "b": "array of double", "c": "other", "d": "other", "e": "array of long",
+        "f": "array of array of long",
     }  # fmt: skip
 
 
