@@ -86,7 +86,9 @@ def fetch(place: str, folder: Path, *, tell: Callable[[str], None]) -> Fetched:
         def download(name: str, target: Path) -> None:
             try:
                 cached = api.hf_hub_download(wanted.repo, name, revision=commit, etag_timeout=TIMEOUT_S)
-            except huggingface_hub.errors.RemoteEntryNotFoundError as error:
+            except huggingface_hub.errors.EntryNotFoundError as error:
+                if isinstance(error, huggingface_hub.errors.LocalEntryNotFoundError):
+                    raise  # the Hub is away
                 raise NotFoundError(
                     f"hf:{wanted.repo}@{wanted.revision} has no file {name}",
                     hint="The graph's tensors must be in the repository beside it." if name != path else _FORMS,

@@ -312,6 +312,7 @@ def _told(error: Exception, place: str) -> ModelcastError:
     servers = " and ".join(sorted(_without_secrets(uri) for uri in uris))
     line = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
     code = str(getattr(error, "error_code", ""))
+    line = line.removeprefix(f"{code}: ")
     if _unreachable(error):
         return SourceError(
             f"MLflow at {servers} can't be reached", hint="Start it, or set MLFLOW_TRACKING_URI to where it is."
