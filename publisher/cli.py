@@ -8,10 +8,12 @@ import typer
 from rich.markup import escape
 
 from modelcast.cli.options import CommandContext, connected
+from modelcast.cli.output import Output, printable
 from modelcast.errors import UsageError
 from modelcast.records import Release
 from modelcast.registry.repository import init as init_repository
 from modelcast.topics import DEFAULT_BLOB_PARTITIONS
+from modelcast.trust.admission import Verdict
 from modelcast.trust.options import PolicyOption, SignOption
 
 from .publisher import ModelPublisher
@@ -65,7 +67,8 @@ def release(
     """Make a published version live everywhere."""
     with ModelPublisher.connect(context.connection, signing_keys=sign, trust_policy=trust_policy) as publisher:
         made = publisher.release(name, version, message=message)
-    _print_release(context, made)
+        verdict = publisher.verdict(name)
+    _print_release(context, made, verdict)
 
 
 @connected
@@ -79,12 +82,29 @@ def rollback(
     """Make the champion before the live one live again; again goes further back."""
     with ModelPublisher.connect(context.connection, signing_keys=sign, trust_policy=trust_policy) as publisher:
         made = publisher.rollback(name, message=message)
-    _print_release(context, made)
+        verdict = publisher.verdict(name)
+    _print_release(context, made, verdict)
 
 
-def _print_release(context: CommandContext, made: Release) -> None:
+def say_waiting(output: Output, name: str, verdict: Verdict) -> None:
+    """Says that what was written counts once others signed it too, and how they do that."""
+    output.say(
+        f"It counts once others have signed it too ({escape(printable(verdict.message))}): "
+        f"[bold]modelcast sign {escape(name)} --sign KEY[/bold]"
+    )
+
+
+def _print_release(context: CommandContext, made: Release, verdict: Verdict) -> None:
     back = " again" if made.restores else ""
     context.output.result(
-        {"model": made.model, "version": made.version, "sequence": made.sequence, "restores": made.restores},
+        {
+            "model": made.model,
+            "version": made.version,
+            "sequence": made.sequence,
+            "restores": made.restores,
+            "admitted": verdict.admitted,
+        },
         f"Released [bold]{escape(str(made.id))}[/bold]{back} (release {made.sequence})",
     )
+    if not verdict.admitted:
+        say_waiting(context.output, made.model, verdict)

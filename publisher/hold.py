@@ -300,9 +300,9 @@ class Holder:
             admission=self.admission.strictly(),
         )
 
-    def suffices(self, model: str) -> bool:
-        """Whether what these signers sign counts for consumers, with no signature more."""
-        return self.admission.strictly().vouch(model, [signer.key_id for signer in self.signers]).admitted
+    def verdict(self, model: str) -> Verdict:
+        """What consumers under the policy say of a record of `model` that these signers signed, and nobody else."""
+        return self.admission.strictly().vouch(model, [signer.key_id for signer in self.signers])
 
     def view(self, model: str) -> ModelView:
         """The registry as it is now; takes no id and fences nobody. Raises BrokerError, RepositoryNotFoundError."""

@@ -13,6 +13,7 @@ from modelcast.cli.options import CommandContext, connected
 from modelcast.errors import UsageError
 from modelcast.trust.options import PolicyOption, SignOption
 
+from .cli import say_waiting
 from .progress import PublishProgress
 from .published import Published
 from .publisher import ModelPublisher
@@ -118,7 +119,12 @@ def publish(
             on_step=shown.step,
             on_progress=shown.moved,
         )
-    output.result(published.as_dict(), _text(published))
+        verdict = publisher.verdict(name)
+    output.result({**published.as_dict(), "admitted": verdict.admitted}, _text(published))
+    if not verdict.admitted:
+        say_waiting(output, f"{published.manifest.id}", verdict)
+    if not verdict.admitted and published.release is not None:
+        say_waiting(output, name, verdict)
     if published.release is None and not dry_run:
         command = f"modelcast release {published.manifest.model} {published.manifest.version}"
         output.say(f"Nothing goes live until it is released: [bold]{command}[/bold]")

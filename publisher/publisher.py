@@ -26,6 +26,7 @@ from modelcast.names import check_model_name
 from modelcast.records import Release
 from modelcast.registry.image import ModelEntry
 from modelcast.registry.repository import check_topics
+from modelcast.trust.admission import Verdict
 from modelcast.trust.signing import load_signers, writing_admission
 
 from .endorsement import Endorsed, endorse
@@ -238,6 +239,10 @@ class ModelPublisher:
     def delete(self, model: str, version: int, *, message: str = "", force: bool = False) -> Removed:
         """Withdraws a version for ever; its number is never used again. See `Remover.delete`."""
         return Remover(self._registry.holder).delete(check_model_name(model), version, message=message, force=force)
+
+    def verdict(self, model: str) -> Verdict:
+        """What consumers under the trust policy say of what this publisher's keys alone have signed of a model."""
+        return self._registry.holder.verdict(model)
 
     def sign(self, model: str, version: int | None = None, *, withdrawal: bool = False) -> Endorsed:
         """Adds the signatures of this publisher's keys to a version, or to the release in force. See `endorse`."""

@@ -199,7 +199,7 @@ class _Deletion:
         count = sum(chunk_count(entry.size, manifest.chunk_bytes) for entry in manifest.files)
         is_known = self._listing.is_whole(self._model) and count <= MAX_DECLARED_CHUNKS
         # One of several signers must not take off what consumers still believe in.
-        is_known = is_known and self._holder.suffices(self._model)
+        is_known = is_known and self._holder.verdict(self._model).admitted
         doomed: Iterator[tuple[Tombstone, int]] = iter(())
         if files and is_known:
             files -= self._listing.files(self._model, but=self._version)
