@@ -78,11 +78,16 @@ def live_files(entry: ModelEntry) -> set[ListedFile]:
 
 
 class Listing:
-    """Which content each version lists, from every record of the registry; not thread-safe."""
+    """Which content each version lists, from every record of the registry; not thread-safe.
 
-    def __init__(self, log: Log, topics: Topics) -> None:
+    Args:
+        only: The one model that matters; by default all do.
+    """
+
+    def __init__(self, log: Log, topics: Topics, *, only: str | None = None) -> None:
         self._log = log
         self._topic = topics.registry
+        self._only = only
         self._read_to: dict[int, int] = {}
         self._repository: str | None = None
         self._versions: dict[str, dict[int, set[ListedFile]]] = {}
@@ -111,7 +116,7 @@ class Listing:
                 self._repository = payload.uuid
             return
         key = RegistryKey.decode(raw_key)
-        if key is None or key.kind != "version":
+        if key is None or key.kind != "version" or self._only not in (None, key.model):
             return
         match payload := _payload(value):
             case Manifest():

@@ -22,7 +22,7 @@ from modelcast.folders import state_folder
 from modelcast.log import Log, LogRecord
 from modelcast.records import FileEntry
 from modelcast.scan import scan
-from modelcast.topics import ChunkKey, Topics
+from modelcast.topics import ChunkKey, Topics, blob_partition
 
 # A leader's failover takes seconds; a partition that gives nothing for so long ends the publication.
 _STALL_S = 120.0
@@ -69,7 +69,9 @@ class Leftovers:
         marked = {p: mark for p, mark in self._read_mark().items() if begins.get(p, 0) <= mark <= ends.get(p, -1)}
         starts = {p: known.get(p, marked.get(p, ends[p])) for p in partitions}
         self._write_mark({**starts, **marked})
-        wanted = {entry.digest: entry for entry in files}
+        # A chunk that lies elsewhere than in its home, as a copying tool may leave it, is not found by who fetches.
+        homes = {entry.digest: blob_partition(self._model, entry.digest, len(ends)) for entry in files}
+        wanted = {(homes[entry.digest], entry.digest): entry for entry in files}
         for record in scan(self._log, self._topic, starts, ends, timeout_s=_STALL_S, committed=False):
             self._take(record, directory, wanted)
         self._read_to |= {p: ends[p] for p in partitions}
@@ -91,13 +93,15 @@ class Leftovers:
             self._read_to.clear()
         return self._read_to
 
-    def _take(self, record: LogRecord, directory: Path, wanted: Mapping[str, FileEntry]) -> None:
+    def _take(self, record: LogRecord, directory: Path, wanted: Mapping[tuple[int, str], FileEntry]) -> None:
         key = ChunkKey.decode(record.key or b"")
         if record.key is None or key is None or key.model != self._model or key.chunk_bytes != self._chunk_bytes:
             return
+        entry = wanted.get((record.partition, key.digest))
+        if entry is None:
+            return
         self._found.pop(record.key, None)
-        entry = wanted.get(key.digest)
-        if record.value is None or entry is None or key.index >= chunk_count(entry.size, self._chunk_bytes):
+        if record.value is None or key.index >= chunk_count(entry.size, self._chunk_bytes):
             return
         with (directory / entry.path).open("rb") as file:
             file.seek(key.index * self._chunk_bytes)

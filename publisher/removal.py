@@ -168,7 +168,7 @@ class _Deletion:
         self._version = version
         self._message = message
         self._force = force
-        self._listing = Listing(holder.log, holder.topics)
+        self._listing = Listing(holder.log, holder.topics, only=model)
         self._made: list[tuple[Withdrawn, Manifest]] = []
 
     def attempt(self, hold: ModelHold) -> Removed:

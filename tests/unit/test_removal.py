@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import tempfile
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import replace
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 
 from modelcast import codec, digest
 from modelcast.errors import FencedError, OutcomeUnknownError, UsageError, VersionNotFoundError
+from modelcast.files.store import FileStore
 from modelcast.log import BEGINNING
 from modelcast.publisher import removal
 from modelcast.publisher.hold import Author, Holder, ModelHold
@@ -388,6 +390,57 @@ def test_a_tombstone_of_an_aborted_transaction_takes_nothing_away(
             writer.send(TOPICS.blobs, key=key, value=None, partition=blob_partition("never", file.digest, 2))
         writer.abort()
     assert remover.collect(grace_s=0, dry_run=True).chunks == 5
+
+
+def test_f42_gc_waits_for_another_models_open_transaction(
+    log: MemoryLog, registry: RegistryWriter, remover: Remover, model: PreparedModel
+) -> None:
+    break_off(registry, "never", model)
+    other = log.transactional_writer(TOPICS.publisher_id("spam"), timeout_ms=10_000)
+    other.begin()
+    for partition in range(2):
+        other.send(
+            TOPICS.blobs, key=ChunkKey("spam", "sha256:" + "a" * 64, 1, 0).encode(), value=None, partition=partition
+        )
+    finished = threading.Timer(0.3, other.commit)
+    finished.start()
+    break_off(registry, "late", model)  # behind the open transaction, and seen all the same
+    assert [garbage.model for garbage in remover.collect(grace_s=0).models] == ["late", "never"]
+    finished.join()
+    other.close()
+
+
+def test_deleting_a_version_whose_files_lie_in_a_store_leaves_them_there_and_says_so(
+    log: MemoryLog, registry: RegistryWriter, remover: Remover, model: PreparedModel, tmp_path: Path
+) -> None:
+    (tmp_path / "store").mkdir()
+    store = FileStore(f"file://{tmp_path}/store")
+    registry.publish("fraud", model, release=False, store=store)
+    break_off(registry, "fraud", model)  # the same content as chunks, which that version does not need
+    assert remover.collect(grace_s=0).chunks == 5
+    removed = remover.delete("fraud", 1)
+    assert (removed.chunks, removed.left, removed.store) == (0, False, store.url)
+
+
+def test_a_chunk_that_lies_elsewhere_than_in_its_home_is_sent_again(
+    log: MemoryLog, registry: RegistryWriter, tmp_path: Path
+) -> None:
+    made = prepared(tmp_path / "b", {f"tensors/{n}": b"tensor %d" % n for n in range(8)})
+    homes = {file.digest: blob_partition("fraud", file.digest, 2) for file in made.files}
+    assert set(homes.values()) == {0, 1}
+
+    def misplace(_: str, done: int, total: int) -> None:
+        with closing(log.writer()) as writer:
+            for file in made.files:
+                key = ChunkKey("fraud", file.digest, CHUNK_BYTES, 0).encode()
+                value = (made.directory / file.path).read_bytes()
+                writer.send(TOPICS.blobs, key=key, value=value, partition=1 - homes[file.digest])
+            writer.flush(5)
+        raise BrokenOffError
+
+    with pytest.raises(BrokenOffError):
+        registry.publish("fraud", made, release=False, progress=misplace)
+    assert registry.publish("fraud", made, release=False).bytes_sent >= made.files[0].size * 7
 
 
 def test_gc_tells_how_far_it_read(registry: RegistryWriter, remover: Remover, model: PreparedModel) -> None:
