@@ -258,10 +258,60 @@ def test_long_arrays_of_many_events_are_read_together(item: Any) -> None:
         schema.encode_single_object({"image": [float(v) for v in row] if real else row.tolist()}) for row in images
     ]
     values[100] = values[100][:-1]
+    values[299] = values[299][:-2]  # nothing behind the last event may stand for what it lacks
     values[200] = schema.encode_single_object({"image": [1, 2]})
     batch = BatchDecoder([spec], Schemas(schema)).decode(values)
-    assert [(event.index, event.error) for event in batch.poison] == [(100, "InvalidAvro"), (200, "WrongLength")]
+    assert [(event.index, event.error) for event in batch.poison] == [
+        (100, "InvalidAvro"), (200, "WrongLength"), (299, "InvalidAvro"),
+    ]  # fmt: skip
     np.testing.assert_array_equal(batch.columns["image"], images[batch.rows].reshape(-1, 28, 28))
+
+
+def array_body(items: Any, body: bytes) -> tuple[Schema, bytes]:
+    fields = [{"name": "image", "type": {"type": "array", "items": items}}, {"name": "end", "type": "string"}]
+    schema = Schema.parse({"type": "record", "name": "E", "fields": fields})
+    return schema, schema.frame + body
+
+
+@pytest.mark.parametrize(
+    ("items", "body", "dtype", "outcome"),
+    [
+        ("float", b"\x02\x00\x00\x80\x3f\x00\x00", DType.FLOAT32, [[1.0]]),
+        ("float", b"\x02\x00\x00\x80", DType.FLOAT32, "InvalidAvro"),  # what lies behind must not complete it
+        ("float", b"\x02\x00\x00\x80\x3f", DType.FLOAT32, "InvalidAvro"),
+        ("int", b"\x02\x80", DType.INT32, "InvalidAvro"),
+        ("int", b"\x02" + varint(2**31 - 1) + b"\x00\x00", DType.INT32, [[2**31 - 1]]),
+        ("int", b"\x02" + varint(2**31) + b"\x00\x00", DType.INT64, "InvalidAvro"),  # no int
+        ("long", b"\x02" + varint(2**31) + b"\x00\x00", DType.INT64, [[2**31]]),
+        ("long", b"\x02" + varint(-(2**63)) + b"\x00\x00", DType.INT64, [[-(2**63)]]),
+        ("long", b"\x02" + b"\xff" * 9 + b"\x02\x00\x00", DType.INT64, "InvalidAvro"),  # 65 bits
+        # A null whose neighbours look like a float with what closes the array behind it.
+        (["null", "float"], b"\x02\x00\x00\x06ab\x00", DType.FLOAT32, "NullField"),
+        (["null", "long"], b"\x02\x00\x00\x00", DType.INT64, "NullField"),
+        (["null", "long"], b"\x02\x82\x00\x0a\x00\x00", DType.INT64, [[5]]),  # a padded mark
+    ],
+)
+@pytest.mark.parametrize("beside", [0, 2])
+def test_the_edges_of_arrays(items: Any, body: bytes, dtype: DType, outcome: Any, beside: int) -> None:
+    schema, value = array_body(items, body)
+    batch = check([value] * (beside + 1), [FieldSpec("image", dtype, (1, 1))], Schemas(schema))
+    if isinstance(outcome, str):
+        assert [event.error for event in batch.poison] == [outcome] * (beside + 1)
+    else:
+        assert batch.columns["image"].tolist() == [outcome] * (beside + 1)
+
+
+@pytest.mark.parametrize("dtype", [DType.UINT8, DType.FLOAT32])
+@pytest.mark.parametrize(
+    "row",
+    [b"[1,null,2,3]", b"[1,true,2,3]", b"[1,1.5,2,3]", b"[1,256,2,3]", b"[1,1e39,2,3]", b"[1,2,3]", b"[[1,2],[3,4]]",
+     b"[1,[2],3,4]", b"[1,2,3,4,5]", b"[]", b"[ ]", b"1", b'"AQIDBA"', b'"AQIDBA=="', b'[1,"2",3,4]', b"{}",
+     b"[1,NaN,2,3]", b"[1,2,3,1" + b"0" * 400 + b"]"],
+)  # fmt: skip
+def test_json_rows_read_together_are_what_each_is_alone(row: bytes, dtype: DType) -> None:
+    good = [b'{"image":[%d,2,3,4]}' % (number % 256) for number in range(100)]
+    bad = [b'{"image":%s}' % row] * 100
+    check([*good, *bad, *good], [FieldSpec("image", dtype, (2, 2))], Schemas())
 
 
 def test_poison_takes_no_memory_of_a_row() -> None:
