@@ -26,6 +26,8 @@ from modelcast.names import ModelVersion
 from modelcast.records import LoadProbe
 
 CHAMPION: Final = "champion"
+# What `probe_metrics` gives.
+PROBED: Final = frozenset({"load_ms", "run_ms", "peak_bytes", "size_bytes"})
 
 _OPERATORS: Final[Mapping[str, Callable[[float, float], bool]]] = {
     ">=": operator.ge,
@@ -136,9 +138,6 @@ def probe_metrics(probe: LoadProbe | None, size_bytes: int) -> dict[str, float]:
     return measured
 
 
-PROBED: Final = frozenset({"load_ms", "run_ms", "peak_bytes", "size_bytes"})
-
-
 def judge(
     requirements: Sequence[Requirement],
     metrics: Mapping[str, float],
@@ -199,7 +198,9 @@ def _check_champion(requirement: Requirement, champion: Champion) -> None:
     raise UsageError(
         f"requirement '{requirement}' needs {name!r} of the champion, and {champion.id} has none"
         + (f": {because}" if because else " in its manifest"),
-        hint="Measure both on the same rows with --evaluate DATA --label COLUMN.",
+        hint="Compare with a number instead: that version was not probed."
+        if name in PROBED
+        else "Measure both on the same rows with --evaluate DATA --label COLUMN.",
     )
 
 

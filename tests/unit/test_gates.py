@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from modelcast.errors import ExitCode, GateError, UsageError
 from modelcast.names import ModelVersion
-from modelcast.publisher.gates import NO_CHAMPION, Champion, judge, parse, probe_metrics
+from modelcast.publisher.gates import NO_CHAMPION, PROBED, Champion, judge, parse, probe_metrics
 from modelcast.records import LoadProbe
 
 LIVE = Champion(ModelVersion("fraud", 3), {"auc": 0.9, "load_ms": 100.0})
@@ -141,6 +141,9 @@ def test_a_champion_without_the_metric_is_an_error_that_says_how_to_measure_it()
     with pytest.raises(UsageError, match="'f1' of the champion, and fraud@3 has none in its manifest") as refused:
         judge([parse("f1>=champion")], {"f1": 0.9}, LIVE)
     assert "--evaluate" in (refused.value.hint or "")
+    with pytest.raises(UsageError, match="'run_ms' of the champion") as refused:
+        judge([parse("run_ms<champion*2")], {"run_ms": 3.0}, LIVE)
+    assert "not probed" in (refused.value.hint or "")
 
 
 def test_what_the_smoke_run_took_can_be_required() -> None:
@@ -150,4 +153,5 @@ def test_what_the_smoke_run_took_can_be_required() -> None:
         "run_ms": 2.5,
         "peak_bytes": 1024.0,
     }
+    assert set(probe_metrics(LoadProbe(1.5, 2.5, 1024), 77)) == PROBED
     assert probe_metrics(None, 77) == {"size_bytes": 77.0}
