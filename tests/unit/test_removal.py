@@ -443,6 +443,20 @@ def test_a_chunk_that_lies_elsewhere_than_in_its_home_is_sent_again(
     assert registry.publish("fraud", made, release=False).bytes_sent >= made.files[0].size * 7
 
 
+def test_f08_deleting_a_version_that_declares_a_billion_chunks_takes_no_time_and_leaves_them_to_gc(
+    log: MemoryLog, registry: RegistryWriter, remover: Remover, model: PreparedModel
+) -> None:
+    first = registry.publish("fraud", model, release=False).manifest
+    hostile = replace(first, version=2, chunk_bytes=1, files=(FileEntry("model.onnx", 1 << 30, "sha256:" + "a" * 64),))
+    with closing(log.writer()) as writer:
+        value = codec.encode_envelope(codec.seal(hostile))
+        writer.send(TOPICS.registry, key=b"version/fraud/2", value=value, partition=0)
+        writer.flush(5)
+    removed = remover.delete("fraud", 2)
+    assert (removed.chunks, removed.left) == (0, True)
+    assert isinstance(image(log).models["fraud"].versions[2], Withdrawn)
+
+
 def test_gc_tells_how_far_it_read(registry: RegistryWriter, remover: Remover, model: PreparedModel) -> None:
     break_off(registry, "never", model)
     told: list[tuple[int, int]] = []
