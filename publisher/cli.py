@@ -86,15 +86,21 @@ def rollback(
     _print_release(context, made, verdict)
 
 
-def say_waiting(output: Output, name: str, verdict: Verdict) -> None:
-    """Says that what was written counts once others signed it too, and how they do that."""
-    output.say(
-        f"It counts once others have signed it too ({escape(printable(verdict.message))}): "
-        f"[bold]modelcast sign {escape(name)} --sign KEY[/bold]"
-    )
+def as_dict(verdict: Verdict | None) -> dict[str, object]:
+    """Whether what was written counts already, as JSON data; nothing without a trust policy."""
+    return {} if verdict is None else {"admitted": verdict.admitted}
 
 
-def _print_release(context: CommandContext, made: Release, verdict: Verdict) -> None:
+def say_waiting(output: Output, name: str, verdict: Verdict | None) -> None:
+    """Says where what was written counts only once others signed it too, and how they do that."""
+    if verdict is not None and not verdict.admitted:
+        output.say(
+            f"It counts once others have signed it too ({escape(printable(verdict.message))}): "
+            f"[bold]modelcast sign {escape(name)} --sign KEY[/bold]"
+        )
+
+
+def _print_release(context: CommandContext, made: Release, verdict: Verdict | None) -> None:
     back = " again" if made.restores else ""
     context.output.result(
         {
@@ -102,9 +108,8 @@ def _print_release(context: CommandContext, made: Release, verdict: Verdict) -> 
             "version": made.version,
             "sequence": made.sequence,
             "restores": made.restores,
-            "admitted": verdict.admitted,
+            **as_dict(verdict),
         },
         f"Released [bold]{escape(str(made.id))}[/bold]{back} (release {made.sequence})",
     )
-    if not verdict.admitted:
-        say_waiting(context.output, made.model, verdict)
+    say_waiting(context.output, made.model, verdict)

@@ -13,7 +13,7 @@ from modelcast.cli.options import CommandContext, connected
 from modelcast.errors import UsageError
 from modelcast.trust.options import PolicyOption, SignOption
 
-from .cli import say_waiting
+from .cli import as_dict, say_waiting
 from .progress import PublishProgress
 from .published import Published
 from .publisher import ModelPublisher
@@ -120,11 +120,11 @@ def publish(
             on_progress=shown.moved,
         )
         verdict = publisher.verdict(name)
-    output.result({**published.as_dict(), "admitted": verdict.admitted}, _text(published))
-    if not verdict.admitted:
-        say_waiting(output, f"{published.manifest.id}", verdict)
-    if not verdict.admitted and published.release is not None:
-        say_waiting(output, name, verdict)
+    output.result({**published.as_dict(), **as_dict(verdict)}, _text(published))
+    if not dry_run:
+        say_waiting(output, str(published.manifest.id), verdict)
+        if published.release is not None:
+            say_waiting(output, name, verdict)
     if published.release is None and not dry_run:
         command = f"modelcast release {published.manifest.model} {published.manifest.version}"
         output.say(f"Nothing goes live until it is released: [bold]{command}[/bold]")

@@ -26,7 +26,7 @@ from modelcast.names import check_model_name
 from modelcast.records import Release
 from modelcast.registry.image import ModelEntry
 from modelcast.registry.repository import check_topics
-from modelcast.trust.admission import Verdict
+from modelcast.trust.admission import EVERYTHING, Verdict
 from modelcast.trust.signing import load_signers, writing_admission
 
 from .endorsement import Endorsed, endorse
@@ -240,9 +240,10 @@ class ModelPublisher:
         """Withdraws a version for ever; its number is never used again. See `Remover.delete`."""
         return Remover(self._registry.holder).delete(check_model_name(model), version, message=message, force=force)
 
-    def verdict(self, model: str) -> Verdict:
-        """What consumers under the trust policy say of what this publisher's keys alone have signed of a model."""
-        return self._registry.holder.verdict(model)
+    def verdict(self, model: str) -> Verdict | None:
+        """What consumers under the trust policy say of what this publisher's keys alone signed; None without one."""
+        holder = self._registry.holder
+        return None if holder.admission is EVERYTHING else holder.verdict(model)
 
     def sign(self, model: str, version: int | None = None, *, withdrawal: bool = False) -> Endorsed:
         """Adds the signatures of this publisher's keys to a version, or to the release in force. See `endorse`."""
