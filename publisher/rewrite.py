@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import onnx
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from modelcast.errors import ConversionError
 
@@ -101,6 +102,29 @@ def narrow_trees(graph: onnx.GraphProto) -> None:
                 if output.name == node.output[-1] and output.type.tensor_type.elem_type == TensorProto.DOUBLE:
                     output.type.tensor_type.elem_type = TensorProto.FLOAT
         graph.node.append(node)
+
+
+def replace_imputers(graph: onnx.GraphProto) -> None:
+    """Writes imputers of a float64 graph as comparisons: runtimes have them for float32 and integers only."""
+    nodes = list(graph.node)
+    del graph.node[:]
+    for node in nodes:
+        values = {attribute.name: attribute for attribute in node.attribute}
+        if node.op_type != "Imputer" or "imputed_value_floats" not in values:
+            graph.node.append(node)
+            continue
+        output, missing = node.output[0], f"{node.output[0]}_missing"
+        imputed = np.asarray(values["imputed_value_floats"].floats, dtype=np.float64)
+        graph.initializer.append(numpy_helper.from_array(imputed, f"{output}_imputed"))
+        replaced = values["replaced_value_float"].f if "replaced_value_float" in values else 0.0
+        if np.isnan(replaced):
+            graph.node.append(helper.make_node("IsNaN", node.input, [missing], name=missing))
+        else:
+            graph.initializer.append(numpy_helper.from_array(np.asarray(replaced, dtype=np.float64), f"{output}_held"))
+            graph.node.append(helper.make_node("Equal", [node.input[0], f"{output}_held"], [missing], name=missing))
+        graph.node.append(
+            helper.make_node("Where", [missing, f"{output}_imputed", node.input[0]], [output], name=output)
+        )
 
 
 def _rename(graph: onnx.GraphProto, old: str, new: str) -> None:

@@ -11,6 +11,7 @@ from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
+from onnx import TensorProto
 from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
 
 Array = npt.NDArray[Any]
@@ -70,6 +71,43 @@ class BoosterClassifier(ClassifierMixin, _Booster):  # type: ignore[misc]
     def predict(self, table: Any) -> Array:
         """`[N]`, the most probable class."""
         return np.asarray(self.predict_proba(table).argmax(axis=1))
+
+
+class Container:
+    """What a converter writes into: trees are followed by a cast where float64 is declared of what they give.
+
+    The trees of ONNX give float32 whatever they take, and onnxmltools does not know of float64.
+
+    Attributes:
+        double: Whether the trees take float64.
+    """
+
+    def __init__(self, container: Any, scope: Any, operator: Any) -> None:
+        self._container = container
+        self._scope = scope
+        self.double, self._wide = (
+            type(variable.type).__name__ == "DoubleTensorType"
+            for variable in (operator.inputs[0], operator.outputs[-1])
+        )
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._container, name)
+
+    def add_node(self, op_type: str, inputs: Any, outputs: Any, **options: Any) -> None:
+        """Adds a node; after trees also the cast of what they give."""
+        outputs = [outputs] if isinstance(outputs, str) else list(outputs)
+        if not (self._wide and op_type.startswith("TreeEnsemble")):
+            self._container.add_node(op_type, inputs, outputs, **options)
+            return
+        given = self._scope.get_unique_variable_name("trees")
+        self._container.add_node(op_type, inputs, [*outputs[:-1], given], **options)
+        name = self._scope.get_unique_operator_name("Cast")
+        self._container.add_node("Cast", [given], [outputs[-1]], name=name, to=TensorProto.DOUBLE)
+
+    def add_initializer(self, name: str, onnx_type: int, shape: Any, content: Any) -> None:
+        """Adds a constant."""
+        wide = self._wide and onnx_type == TensorProto.FLOAT
+        self._container.add_initializer(name, TensorProto.DOUBLE if wide else onnx_type, shape, content)
 
 
 _OPTIONS: Final = {"zipmap": [True, False, "columns"], "nocl": [True, False]}

@@ -15,6 +15,7 @@
 from __future__ import annotations
 
 import copy
+import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -36,6 +37,14 @@ from .plan import Plan, parts, plan_of
 # The newest sets that skl2onnx 1.20 writes and every supported ONNX Runtime reads.
 OPSETS: Final = {"": 21, "ai.onnx.ml": 3}
 
+# Lower case by Unicode's rules, in the locale that containers have: part of every glibc since 2.35 and of Debian's
+# before it. Without it a runtime asks for en_US.UTF-8, and fails to load the graph on a host that lacks it.
+LOCALE: Final = "C.UTF-8"
+# scikit-learn's words: two or more letters, digits or underscores of any script; skl2onnx takes ASCII's only.
+_WORDS: Final = (r"(?u)\b\w\w+\b", r"[\p{L}\p{N}_]{2,}")
+
+# How skl2onnx says that it does not know a class.
+_UNKNOWN = re.compile(r"shape calculator for type '<class '(?:[\w<>]+\.)*(\w+)'>'")
 _WAY_OUT = "Replace that step by one skl2onnx converts, or export the model yourself and publish the .onnx file."
 
 
@@ -87,6 +96,7 @@ def convert(
     sklearn, skl2onnx = origins.load("a scikit-learn estimator", extra, "sklearn", "skl2onnx")
     _check_fitted(estimator)
     plan = replace(plan_of(estimator, rows, fields), precise=precise)
+    _check_expressed(estimator, plan, plugins)
     convertible, versions = _prepared(estimator, plugins)
     model = _to_onnx(skl2onnx, convertible, plan)
     roles = _name_outputs(model.graph, estimator, plan)
@@ -107,6 +117,43 @@ def convert(
             "onnx": str(onnx.__version__),
         },
     )
+
+
+def _check_expressed(estimator: Any, plan: Plan, plugins: Sequence[Plugin]) -> None:
+    """Refuses what converters are known to express wrongly, mostly without a word.
+
+    Parity finds such things too, if the examples happen to show them.
+    """
+    for part in parts(estimator):
+        name = type(part).__name__
+        if callable(getattr(part, "analyzer", None)):
+            raise ConversionError(
+                f"the {name} splits texts by a function of its own (analyzer=), which no graph can",
+                hint="Use analyzer='word' with a token_pattern, or analyzer='char'.",
+            )
+        if ".feature_selection." in type(part).__module__ and part.get_support(indices=True).tolist() == [0]:
+            raise ConversionError(
+                f"the {name} keeps the first column only, which the converter takes for none",
+                hint="Give the model that column alone, or another order of columns.",
+            )
+        if getattr(part, "sublinear_tf", False):
+            raise ConversionError(
+                f"the {name} takes logarithms of counts (sublinear_tf), and the converter takes others",
+                hint="Leave out sublinear_tf.",
+            )
+        if getattr(part, "stop_words", None) and max(getattr(part, "ngram_range", (1, 1))) > 1:
+            raise ConversionError(
+                f"the {name} joins words across the stop words it leaves out, which the converter does not",
+                hint="Leave out stop_words, or take single words: ngram_range=(1, 1).",
+            )
+    texts = [name for name, kind in plan.kinds.items() if kind == "O"] or list((plan.names or ()) if plan.texts else ())
+    if texts and any(plugin.recognises(estimator) for plugin in plugins):
+        raise ConversionError(
+            f"the {type(estimator).__name__} takes texts as categories of its own "
+            f"({', '.join(map(repr, texts))}), which its converter can't",
+            hint="Train it as the last step of a Pipeline, after a ColumnTransformer with an OrdinalEncoder or "
+            "OneHotEncoder for these columns.",
+        )
 
 
 def _prepared(estimator: Any, plugins: Sequence[Plugin]) -> tuple[Any, dict[str, str]]:
@@ -152,6 +199,7 @@ def _to_onnx(skl2onnx: ModuleType, estimator: Any, plan: Plan) -> onnx.ModelProt
     for value, (name, _) in zip(list(model.graph.input), inputs, strict=True):  # some names it keeps for itself
         rewrite.rename(model.graph, value.name, name)
     if plan.precise:
+        rewrite.replace_imputers(model.graph)
         rewrite.narrow_trees(model.graph)
     return model
 
@@ -160,19 +208,21 @@ def _convert(skl2onnx: ModuleType, source: Any, inputs: Sequence[tuple[str, Any]
     """Tries the options that give tensors; an estimator that has not an option raises NameError."""
     from sklearn.base import is_classifier
 
-    tries: list[dict[int, dict[str, bool]] | None] = [{id(source): {"zipmap": False}}, None]
+    tries: list[dict[int, dict[str, Any]] | None] = [{id(source): {"zipmap": False}}, None]
     if is_classifier(source) and not hasattr(source, "predict_proba"):
         # Without raw_scores skl2onnx turns the sign of an SVC's values round; LinearSVC knows no zipmap.
         leaves = [part for part in parts(source) if is_classifier(part) and not hasattr(part, "steps")]
         raw = [{id(leaf): {"raw_scores": True, **more} for leaf in leaves} for more in ({"zipmap": False}, {})]
         tries = [*raw, *tries]
-    for options in tries:
+    texts = _text_options(source)
+    for attempt in tries:
+        options = {**(attempt or {}), **texts} or None
         try:
             model = skl2onnx.convert_sklearn(
                 source, name="model", initial_types=list(inputs), target_opset=OPSETS, options=options
             )
         except NameError as error:
-            if options is None:
+            if attempt is None:
                 raise _conversion_error(source, error) from error
         except Exception as error:  # converters raise what they like
             raise _conversion_error(source, error) from error
@@ -181,11 +231,24 @@ def _convert(skl2onnx: ModuleType, source: Any, inputs: Sequence[tuple[str, Any]
     raise AssertionError("unreachable: the last try returns or raises")
 
 
+def _text_options(source: Any) -> dict[int, dict[str, Any]]:
+    """Options of every step that splits texts, by its id."""
+    from sklearn.feature_extraction.text import CountVectorizer
+
+    options: dict[int, dict[str, Any]] = {}
+    for part in parts(source):
+        if isinstance(part, CountVectorizer):
+            words = part.analyzer == "word" and part.token_pattern == _WORDS[0]
+            options[id(part)] = {"locale": LOCALE, **({"tokenexp": _WORDS[1]} if words else {})}
+    return options
+
+
 def _conversion_error(estimator: Any, error: Exception) -> ConversionError:
-    text = str(error).strip() or type(error).__name__
+    text = (str(error).strip() or type(error).__name__).splitlines()[0].partition(" You may raise an issue")[0]
+    unknown = _UNKNOWN.search(text)
+    said = f"it has no converter for {unknown[1]}" if unknown else text.rstrip(".")
     return ConversionError(
-        f"skl2onnx can't convert the {type(estimator).__name__} ({_steps(estimator)}): {text.splitlines()[0]}",
-        hint=_WAY_OUT,
+        f"skl2onnx can't convert the {type(estimator).__name__} ({_steps(estimator)}): {said}", hint=_WAY_OUT
     )
 
 

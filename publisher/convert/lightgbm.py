@@ -53,43 +53,38 @@ def _register() -> dict[str, str]:
     return {"lightgbm": str(lightgbm.__version__), "onnxmltools": str(onnxmltools.__version__)}
 
 
-class _Exact:
-    """A container that keeps what the trees decide: thresholds fit the width of the numbers compared with them."""
-
-    def __init__(self, container: Any, double: bool) -> None:
-        self._container = container
-        self._double = double
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._container, name)
-
-    def add_node(self, op_type: str, inputs: Any, outputs: Any, **options: Any) -> None:
-        """Adds a node; trees with their numbers as float64 tensors, or with thresholds rounded down to float32."""
-        if op_type.startswith("TreeEnsemble") and self._double:
-            for name in _DOUBLES:
-                if options.get(name) is not None and len(options[name]):
-                    values = np.asarray(options.pop(name), dtype=np.float64)
-                    options[f"{name}_as_tensor"] = numpy_helper.from_array(values)
-        elif op_type.startswith("TreeEnsemble"):
-            options["nodes_values"] = _rounded_down(options["nodes_values"], options["nodes_modes"])
-        self._container.add_node(op_type, inputs, outputs, **options)
-
-
-def _rounded_down(values: Sequence[float], modes: Sequence[str]) -> list[float]:
-    """A float32 number is at most a threshold exactly if it is at most the threshold rounded down."""
-    exact = np.asarray(values, dtype=np.float64)
-    with np.errstate(over="ignore"):
-        rounded = exact.astype(np.float32)
-    above = (rounded > exact) & (np.asarray(modes) == "BRANCH_LEQ")
-    rounded[above] = np.nextafter(rounded[above], np.float32(-np.inf))
-    return [float(value) for value in rounded]
-
-
 def _write(scope: Any, operator: Any, container: Any) -> None:
     from onnxmltools.convert.lightgbm.operator_converters.LightGbm import convert_lightgbm
 
-    double = type(operator.inputs[0].type).__name__ == "DoubleTensorType"
-    convert_lightgbm(scope, operator, _Exact(container, double))
+    from .booster import Container
+
+    class Exact(Container):
+        """Trees whose thresholds fit the width of the numbers compared with them."""
+
+        def add_node(self, op_type: str, inputs: Any, outputs: Any, **options: Any) -> None:
+            if op_type.startswith("TreeEnsemble"):
+                options = _doubles(options) if self.double else options | {"nodes_values": _rounded_down(**options)}
+            super().add_node(op_type, inputs, outputs, **options)
+
+    convert_lightgbm(scope, operator, Exact(container, scope, operator))
+
+
+def _doubles(options: dict[str, Any]) -> dict[str, Any]:
+    """A tree's attributes with its numbers as tensors of float64."""
+    named = {name: options[name] for name in _DOUBLES if len(options.get(name) or ())}
+    rest = {name: value for name, value in options.items() if name not in named}
+    tensors = {name: numpy_helper.from_array(np.asarray(values, dtype=np.float64)) for name, values in named.items()}
+    return rest | {f"{name}_as_tensor": tensor for name, tensor in tensors.items()}
+
+
+def _rounded_down(nodes_values: Sequence[float], nodes_modes: Sequence[str], **_: Any) -> list[float]:
+    """A float32 number is at most a threshold exactly if it is at most the threshold rounded down."""
+    exact = np.asarray(nodes_values, dtype=np.float64)
+    with np.errstate(over="ignore"):
+        rounded = exact.astype(np.float32)
+    above = (rounded > exact) & (np.asarray(nodes_modes) == "BRANCH_LEQ")
+    rounded[above] = np.nextafter(rounded[above], np.float32(-np.inf))
+    return [float(value) for value in rounded]
 
 
 def _prepare(model: Any) -> None:

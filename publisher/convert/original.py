@@ -66,6 +66,8 @@ class Original:
     def _table(self, feeds: Mapping[str, Array]) -> Any:
         """What the estimator takes."""
         plan = self._plan
+        if plan.series:
+            return next(iter(feeds.values())).reshape(-1).tolist()
         if plan.matrix in feeds and plan.width and not plan.kinds:
             array = feeds[plan.matrix]
             array = array if plan.texts else array.astype(np.float64)

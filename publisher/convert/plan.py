@@ -30,6 +30,7 @@ class Plan:
         texts: Whether the matrix is of strings.
         names: Column names the estimator knows, in order; None if it was trained on arrays.
         precise: Whether floats are float64.
+        series: Whether the estimator was trained on texts `[N]`, the only column.
     """
 
     kinds: Mapping[str, str] = field(default_factory=dict)
@@ -38,6 +39,7 @@ class Plan:
     texts: bool = False
     names: tuple[str, ...] | None = None
     precise: bool = False
+    series: bool = False
 
 
 def parts(value: Any) -> Iterator[Any]:
@@ -66,6 +68,8 @@ def plan_of(estimator: Any, rows: Rows, fields: Sequence[str] | None) -> Plan:
     """
     from sklearn.compose import ColumnTransformer
 
+    if _takes_texts(estimator):
+        return Plan(kinds={_text_column(rows, fields): "O"}, series=True)
     names = names_of(estimator)
     if names is not None:
         heads = [part for part in parts(estimator) if isinstance(part, ColumnTransformer)]
@@ -77,6 +81,11 @@ def plan_of(estimator: Any, rows: Rows, fields: Sequence[str] | None) -> Plan:
                 "--fields names the model's columns in another order than it was trained with",
                 hint=f"Leave --fields out, or write --fields {','.join(names)}.",
             )
+    return _of_matrix(estimator, rows, fields, names)
+
+
+def _of_matrix(estimator: Any, rows: Rows, fields: Sequence[str] | None, names: tuple[str, ...] | None) -> Plan:
+    """For an estimator that takes all its columns alike."""
     given = [name for name in rows.names if rows.matrix(name) is not None]
     matrix = given[0] if len(given) == 1 else MATRIX_INPUT
     columns = tuple(fields) if fields is not None else names
@@ -94,6 +103,28 @@ def plan_of(estimator: Any, rows: Rows, fields: Sequence[str] | None) -> Plan:
     if "O" in kinds.values():  # a mixture that a converter may take column by column
         return Plan(kinds=kinds, names=names)
     return Plan(kinds=kinds, width=width, matrix=matrix, names=names)
+
+
+def _takes_texts(estimator: Any) -> bool:
+    """Whether its first step splits texts: such estimators are trained on texts, not on rows."""
+    from sklearn.feature_extraction.text import CountVectorizer, HashingVectorizer
+
+    steps = getattr(estimator, "steps", None)
+    return _takes_texts(steps[0][1]) if steps else isinstance(estimator, (CountVectorizer, HashingVectorizer))
+
+
+def _text_column(rows: Rows, fields: Sequence[str] | None) -> str:
+    """The column of texts: the one named, or the only one."""
+    texts = [name for name in rows.names if is_usable(rows, name) and rows.column(name).dtype.kind == "O"]
+    names = list(fields) if fields is not None else texts
+    if len(names) != 1:
+        raise UsageError(
+            f"the model takes one text, and the examples have {len(texts)} columns of texts"
+            if fields is None
+            else f"the model takes one text, and --fields names {len(names)} fields",
+            hint="Name the field of the text: --fields text (from Python: fields=['text']).",
+        )
+    return names[0]
 
 
 def names_of(estimator: Any) -> tuple[str, ...] | None:

@@ -76,7 +76,9 @@ def _register() -> dict[str, str]:
 def _write(scope: Any, operator: Any, container: Any) -> None:
     from onnxmltools.convert.xgboost.operator_converters.XGBoost import convert_xgboost
 
-    convert_xgboost(scope, operator, container)
+    from .booster import Container
+
+    convert_xgboost(scope, operator, Container(container, scope, operator))
 
 
 def _prepare(model: Any) -> None:
