@@ -22,7 +22,12 @@ ONE_PLACE = {
     "onnxruntime": ("modelcast/runtime.py",),
     "securesystemslib": ("modelcast/trust/keys.py",),
     "cryptography": ("modelcast/trust/keys.py",),
+    "lightgbm": ("publisher/convert/",),
+    "onnxmltools": ("publisher/convert/",),
+    "skl2onnx": ("publisher/convert/", "modelcast/demo/"),
     "tomlkit": ("modelcast/trust/writing.py",),
+    "torch": ("publisher/convert/",),
+    "xgboost": ("publisher/convert/",),
 }
 
 
