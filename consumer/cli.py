@@ -200,7 +200,8 @@ def as_text(report: Report) -> str:  # noqa: PLR0911 - one a kind of report
         case Swapped():
             return f"[green]swapped[/green]  {report.old} → {report.new} on {report.device}{_times(report)}"
         case Refused():
-            return f"[red]refused[/red]  {report.version} ({report.reason}): {escape(report.message)}"
+            what = report.version if report.version.version else report.version.name  # a release of unknown content
+            return f"[red]refused[/red]  {what} ({report.reason}): {escape(report.message)}"
         case Recovering():
             return f"[yellow]recovering[/yellow]  back to the committed offsets: {escape(report.cause)}"
         case Progressed():

@@ -234,6 +234,7 @@ class RegistryDelta:
         self._versions: dict[str, dict[int, VersionRecord | Withdrawn]] = {}
         self._releases: dict[str, dict[int, Release]] = {}
         self._standings: dict[str, dict[int, Standing]] = {}
+        self._highest: dict[str, int] = {}
         self._untrusted_releases = dict(base.untrusted_releases)
         self._untrusted_versions = dict(base.untrusted_versions)
         self._faults = list(base.faults)
@@ -310,9 +311,16 @@ class RegistryDelta:
             self._untrusted_versions[version] = record
             _forget_early(self._untrusted_versions)
             return
+        if key.number <= self._champion(key.model):
+            return  # it would not be in force anyway, and must not hide one that would
         before = self._untrusted_releases.pop(key.model, None)
         self._untrusted_releases[key.model] = record if before is None else max(before, record, key=_claim)
         _forget_early(self._untrusted_releases)
+
+    def _champion(self, model: str) -> int:
+        base = self._base.models.get(model)
+        before = base.champion.sequence if base is not None and base.champion is not None else 0
+        return max(before, self._highest.get(model, 0))
 
     def _fault(self, offset: int, key: bytes, message: str, verdict: Verdict | None = None) -> None:
         self._faults.append(RecordFault(offset, key.decode("utf-8", "replace"), message, verdict))
@@ -349,6 +357,10 @@ class RegistryDelta:
         if key.number not in standings and key.number not in base.standings:
             releases[key.number] = release
             standings[key.number] = standing
+            self._highest[key.model] = max(key.number, self._highest.get(key.model, 0))
+            refused = self._untrusted_releases.get(key.model)
+            if refused is not None and refused.key.number <= key.number:
+                del self._untrusted_releases[key.model]
             return
         stands = releases.get(key.number) or next(r for r in base.releases if r.sequence == key.number)
         if stands == release:

@@ -159,7 +159,7 @@ class PolicyAdmission:
         keys = [self.policy.keys[name] for name in rule.keys if self.policy.keys[name].public.key_id in signed]
         revoked = [key for key in keys if key.revoked is not None]
         expired = [key for key in keys if key.revoked is None and key.expired(now_ms)]
-        good = [key for key in keys if key.revoked is None and not key.expired(now_ms)]
+        good = [key for key in keys if key.counts(now_ms)]
         signers = tuple(key.public.key_id for key in good)
         words = "; ".join(self._words(good, revoked, expired, wrong, strangers))
         if len(good) >= (1 if self._one_is_enough else rule.threshold):
@@ -197,10 +197,11 @@ class PolicyAdmission:
             yield f"{', '.join(_named(self.policy, strangers))} may not sign for it"
 
     def _needs(self, rule: Rule, good: Iterable[TrustedKey] = ()) -> str:
-        have = {key.name for key in good}
-        others = ", ".join(name for name in rule.keys if name not in have)
-        missing = rule.threshold - len(have)
-        return f"{rule} of {self.policy.source} wants {missing} more of: {others}"
+        have, now_ms = {key.name for key in good}, self._now_ms()
+        usable = (key for key in map(self.policy.keys.__getitem__, rule.keys) if key.counts(now_ms))
+        others = ", ".join(key.name for key in usable if key.name not in have)
+        wants = f"{rule} of {self.policy.source} wants {rule.threshold - len(have)} more of"
+        return f"{wants}: {others}" if others else f"{wants} its keys, and none is left that may sign"
 
     def _no_rule(self, model: str) -> Verdict:
         return Verdict(False, Reason.NO_RULE, f"no rule of {self.policy.source} is for a model named {model!r}")

@@ -66,6 +66,10 @@ class TrustedKey:
     def expired(self, now_ms: int) -> bool:
         return self.expires_ms is not None and now_ms >= self.expires_ms
 
+    def counts(self, now_ms: int) -> bool:
+        """Whether its signatures count."""
+        return self.revoked is None and not self.expired(now_ms)
+
 
 @dataclass(frozen=True, slots=True)
 class Rule:

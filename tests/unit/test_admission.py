@@ -67,6 +67,7 @@ class TestF09:
         verdict = revoked.judge("fraud", sealed(V1, "alice"))
         assert (verdict.admitted, verdict.reason) == (False, Reason.REVOKED)
         assert "laptop stolen" in verdict.message
+        assert "none is left that may sign" in verdict.message
 
     def test_f09_an_expired_key_is_refused_from_the_moment_it_expires(self) -> None:
         until = 'expires = "2027-01-15T08:00:00Z"'  # = NOW_MS

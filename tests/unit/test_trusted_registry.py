@@ -186,6 +186,15 @@ def test_a_hostile_topic_does_not_fill_the_memory() -> None:
     assert len(found.faults) == MAX_FAULTS
 
 
+def test_a_release_that_counts_by_now_hides_none_that_does_not() -> None:
+    both = admission("fraud*: alice bob: 2")
+    waiting = image(ROOT, record(release(1, 1), "alice"), under=both)
+    admitted = image(record(release(1, 1), "alice", "bob"), base=waiting, under=both)
+    assert not admitted.untrusted_releases
+    found = image(record(release(1, 1), "alice"), record(release(2, 2)), base=admitted, under=both)
+    assert found.untrusted_releases["fraud"].key.number == 2
+
+
 def test_the_release_that_waits_for_a_signature_is_named_before_a_higher_one_nobody_knows() -> None:
     both = admission("fraud*: alice bob: 2")
     found = image(ROOT, record(release(2, 1), "alice"), record(release(9000, 1), "mallory"), under=both)
