@@ -190,7 +190,7 @@ def _candidates(image: RegistryImage, repository: str, entry: ModelEntry, view: 
         if version is None or not entry.versions:
             continue  # a model nobody published yet is waited for
         record = entry.versions.get(version)
-        content = record.digest if isinstance(record, VersionRecord) else ""
+        content = record.identity if isinstance(record, VersionRecord) else ""
         key = VersionKey(repository, ModelVersion(entry.name, version), content)
         basis = Basis(
             release.sequence if release is not None else 0,
@@ -299,7 +299,9 @@ def _towards(target: Load, entry: ModelEntry, view: View, preserve: Preserve) ->
 def _is_progress(ready: VersionKey, target: VersionKey, entry: ModelEntry, view: View) -> bool:
     """Whether an overtaken version lies between the live one and the wanted one, all of one repository."""
     record = entry.versions.get(ready.id.version)
-    if ready.repository != target.repository or not isinstance(record, VersionRecord) or record.digest != ready.content:
+    if ready.repository != target.repository or not isinstance(record, VersionRecord):
+        return False
+    if record.identity != ready.content:
         return False
     behind = view.live is None or (view.live.repository == ready.repository and view.live.id.version < ready.id.version)
     return behind and ready.id.version < target.id.version

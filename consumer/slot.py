@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 
 from modelcast.errors import ModelNotFoundError
 from modelcast.names import ModelVersion
+from modelcast.registry.image import identity_of
 
 if TYPE_CHECKING:
     from .servable import Servable
@@ -63,8 +64,8 @@ class VersionKey:
     """One version on one repository: numbers start again when a repository is made anew.
 
     Attributes:
-        content: The version's digest; empty where nothing is known of it. Where a trust policy changes, another version
-            may stand under the same number.
+        content: Its identity (`identity_of`); empty where nothing is known of it. Where a trust policy changes, another
+            version may stand under the same number.
     """
 
     repository: str
@@ -73,7 +74,7 @@ class VersionKey:
 
     @classmethod
     def of(cls, servable: Servable) -> VersionKey:
-        return cls(servable.manifest.repository, servable.id, servable.manifest.digest)
+        return cls(servable.manifest.repository, servable.id, identity_of(servable.manifest))
 
     def __str__(self) -> str:
         return str(self.id)

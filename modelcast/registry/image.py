@@ -25,7 +25,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TypeVar
 
-from modelcast import codec
+from modelcast import codec, digest
 from modelcast.errors import ModelNotFoundError, UsageError, VersionNotFoundError, WireError
 from modelcast.log import LogRecord
 from modelcast.names import ModelRef, ModelVersion, check_model_name
@@ -59,9 +59,9 @@ class VersionRecord:
     signers: tuple[str, ...] = ()
 
     @cached_property
-    def digest(self) -> str:
-        """The version's digest, computed once: whoever follows the registry asks again and again."""
-        return self.manifest.digest
+    def identity(self) -> str:
+        """See `identity_of`; computed once: whoever follows the registry asks again and again."""
+        return identity_of(self.manifest)
 
 
 @dataclass(frozen=True, slots=True)
@@ -377,6 +377,11 @@ class _Found:
     hints: tuple[ChunkHint, ...]
     offset: int
     signers: tuple[str, ...]
+
+
+def identity_of(manifest: Manifest) -> str:
+    """What tells a version from another under the same number: files, signature and all else its manifest says."""
+    return digest.of_bytes(repr(manifest).encode())
 
 
 def _claim(record: Untrusted) -> tuple[bool, int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,8 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.rsa import generate_private_key
 
-from modelcast.errors import ConfigError, UsageError
-from modelcast.trust.keys import PublicKey, generate, load, load_public
+from modelcast.errors import ConfigError, MissingExtraError, UsageError
+from modelcast.trust.keys import PublicKey, _sslib, generate, load, load_public
 from modelcast.trust.signing import load_signers, signed
 
 from .registry_records import manifest
@@ -134,6 +135,16 @@ def test_a_keys_id_is_the_hash_of_what_it_is() -> None:
 def test_what_is_no_public_key_is_a_mistake(text: str) -> None:
     with pytest.raises(ConfigError):
         PublicKey.parse(text)
+
+
+def test_without_the_extra_it_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(sys.modules, "securesystemslib.signer", None)
+    _sslib.cache_clear()
+    with pytest.raises(MissingExtraError) as caught:
+        generate("alice", tmp_path)
+    assert caught.value.hint == "pip install 'modelcast[signing]'"
+    monkeypatch.undo()
+    _sslib.cache_clear()
 
 
 def test_signing_again_replaces_ones_own_signature_and_leaves_the_others() -> None:

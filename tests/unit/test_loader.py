@@ -110,6 +110,17 @@ def test_a_version_is_loaded_and_says_what_each_step_took(shelf: Shelf, loader: 
     assert views(tmp_path) == []
 
 
+def test_a_signed_version_is_not_tried_in_a_child_first(
+    shelf: Shelf, loader: Loader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("modelcast.consumer.loader.PROBE_S", 0.0)
+    monkeypatch.setattr("modelcast.consumer.loader.LOAD_BYTES_PER_S", 1 << 40)
+    record = shelf.put({"model.onnx": graph(), "examples.npz": examples(tmp_path)}, tmp_path)
+    with pytest.raises(SmokeRunError):
+        loader.load(record, None)
+    loader.load(replace(record, signers=("a key",)), None).close()
+
+
 def test_large_tensors_are_files_of_their_own(shelf: Shelf, loader: Loader, tmp_path: Path) -> None:
     weights = np.float32([3.0, 5.0])
     tensor = TensorProto(name="w", data_type=TensorProto.FLOAT, dims=[2], data_location=TensorProto.EXTERNAL)

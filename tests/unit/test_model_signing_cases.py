@@ -153,6 +153,15 @@ class TestFiles:
         assert not cached.is_symlink()
 
 
+@pytest.mark.parametrize("hint", [(0, -5, -1), (99, 0, 3), (1, 1 << 60, 1 << 61), (-1, 0, 0), (0, 1 << 40, 0)])
+def test_hints_which_nobody_signed_lead_nobody_astray(hint: tuple[int, int, int], signed: Signed) -> None:
+    def misled(envelope: Envelope) -> Envelope:
+        return replace(envelope, hints=tuple(replace(known, **places) for known in envelope.hints))
+
+    places = dict(zip(("partition", "first_offset", "last_offset"), hint, strict=True))
+    assert signed.verified(signed.with_envelope(misled)) == FILES
+
+
 class TestResources:
     """The list of files: signed, and refused all the same where it is not what a list has to be."""
 

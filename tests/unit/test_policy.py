@@ -30,14 +30,14 @@ from modelcast.consumer.policy import (
 from modelcast.consumer.slot import VersionKey
 from modelcast.names import ModelRef, ModelVersion
 from modelcast.records import FileEntry, Manifest, Release, RepositoryIdentity, Signature, Withdrawn
-from modelcast.registry.image import ModelEntry, RegistryImage, VersionRecord
+from modelcast.registry.image import ModelEntry, RegistryImage, VersionRecord, identity_of
 
 UUID = "0f8fad5b-d9cb-469f-a165-70867728950e"
 FRAUD = ModelRef("fraud")
 
 
 def key(version: int, repository: str = UUID) -> VersionKey:
-    return VersionKey(repository, ModelVersion("fraud", version), manifest(version, repository).digest)
+    return VersionKey(repository, ModelVersion("fraud", version), identity_of(manifest(version, repository)))
 
 
 def absent(version: int) -> VersionKey:

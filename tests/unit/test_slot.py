@@ -22,6 +22,7 @@ from modelcast.consumer.slot import (
 )
 from modelcast.errors import ModelNotFoundError
 from modelcast.names import ModelVersion
+from modelcast.registry.image import identity_of
 
 REPOSITORY = "repository-1"
 
@@ -40,7 +41,7 @@ class FakeServable:
 
     @property
     def manifest(self) -> SimpleNamespace:
-        return SimpleNamespace(repository=REPOSITORY, digest="")
+        return SimpleNamespace(repository=REPOSITORY)
 
     @property
     def closed(self) -> bool:
@@ -54,7 +55,7 @@ class FakeServable:
 
 
 def key(number: int) -> VersionKey:
-    return VersionKey(REPOSITORY, ModelVersion("fraud", number))
+    return VersionKey(REPOSITORY, ModelVersion("fraud", number), identity_of(SimpleNamespace(repository=REPOSITORY)))
 
 
 def test_an_empty_slot_gives_no_lease_and_names_the_model() -> None:

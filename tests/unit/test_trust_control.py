@@ -177,7 +177,7 @@ class TestTheFileChanges:
         assert under.live() == 2
         under.edit(policy_text("fraud*: alice mallory", keys=("alice", "mallory"), mallory='revoked = "leaked"'))
         assert under.live() == 1
-        genuine = replace(manifest(2), files=manifest(7).files)
+        genuine = replace(manifest(2), message="the same files, and another manifest")
         under.put_signed(genuine, release(2, 2))
         under.settle()
         servable = under.plane.slot(FRAUD).live
