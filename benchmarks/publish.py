@@ -4,6 +4,8 @@
     python -m benchmarks.publish --chunks 64,128,256,512,960  rates by chunk size (KiB), nothing else
 
 Rounds alternate between the sides, each in a process of its own, on one broker; a figure is the median of its rounds.
+Before each side, a file as large as the model is written and deleted: a virtual machine is given memory as it first
+touches it, which takes five times as long as writing a file to memory that is there, and hits whoever comes first.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ from modelcast.records import FileEntry
 from modelcast.registry.repository import init
 from modelcast.topics import Topics
 
+from . import update
 from .transfers import Cost, Payload, Place, apart, bare_consume, bare_produce, fetch, upload, with_chunks
 
 DEFAULT_MB = 400
@@ -37,6 +40,7 @@ DEFAULT_ROUNDS = 5
 PARTITIONS = 4
 # Of the size a transformer's layers have.
 _TENSOR_BYTES = 16_000_000
+_BLOCK_BYTES = 1 << 20
 _SIDES = ("bare_produce", "publish", "bare_consume", "fetch")
 _BROKER_HEAP_MB = 1024
 # What was deleted must leave the disk and the page cache before the next round is measured.
@@ -63,14 +67,24 @@ class Rates:
             init(log, topics, blob_partitions=PARTITIONS)
             log.create(TopicSpec(place.topic, PARTITIONS, configs=dict(log_compacted())))
         try:
+            self._touch(payload.size_bytes)
             costs = {"bare_produce": apart(bare_produce, place, payload)}
+            self._touch(payload.size_bytes)
             costs["publish"], uploaded = apart(upload, place, payload)
             costs["bare_consume"] = apart(bare_consume, place, payload)
+            self._touch(payload.size_bytes)
             costs["fetch"] = apart(fetch, place, payload, uploaded, cache)
         finally:
             shutil.rmtree(cache, ignore_errors=True)
             remove(self._settings, topics=made, groups=())
         return costs
+
+    def _touch(self, size: int) -> None:
+        path = self._folder / "touched"
+        with path.open("wb", buffering=0) as file:
+            for _ in range(0, size, _BLOCK_BYTES):
+                file.write(bytes(_BLOCK_BYTES))
+        path.unlink()
 
 
 def log_compacted() -> Mapping[str, str]:
@@ -110,7 +124,10 @@ def figures(rounds: Sequence[Mapping[str, Cost]], size: int) -> Mapping[str, obj
     }
 
 
-def run(size: int, rounds: int, chunks: Sequence[int], say: Callable[[str], None]) -> Mapping[str, object]:
+def run(
+    size: int, rounds: int, chunks: Sequence[int], kinds: Sequence[update.Kind], say: Callable[[str], None]
+) -> Mapping[str, object]:
+    """Rates for each size of chunks, and updates of each kind of model."""
     with tempfile.TemporaryDirectory(prefix="modelcast-benchmark-") as name:
         folder = Path(name)
         os.environ[STATE_VARIABLE] = str(folder / "state")
@@ -130,11 +147,26 @@ def run(size: int, rounds: int, chunks: Sequence[int], say: Callable[[str], None
                     done.append(rates.round(with_chunks(payload, chunk)))
                     last = ", ".join(f"{side} {size / 1e6 / cost.seconds:.0f}" for side, cost in done[-1].items())
                     say(f"round {number}/{rounds}  {chunk >> 10} KiB  {last} MB/s")
+            updates = update.Updates(broker.bootstrap_servers, folder)
+            updated = {kind: _updates(updates, kind, size, rounds, folder, say) for kind in kinds}
     return {
         "mb": size / 1e6,
         "rounds": rounds,
         "by_chunk_kib": {str(chunk >> 10): figures(done, size) for chunk, done in measured.items()},
+        "updates": updated,
     }
+
+
+def _updates(
+    updates: update.Updates, kind: update.Kind, size: int, rounds: int, folder: Path, say: Callable[[str], None]
+) -> Mapping[str, object]:
+    models = update.make(kind, size, folder / "models")
+    done = []
+    for number in range(1, rounds + 1):
+        done.append(updates.round(models))
+        full, head = done[-1]
+        say(f"round {number}/{rounds}  {kind}  live after {full.live_s:.2f} s, with another head {head.live_s:.2f} s")
+    return update.figures(done, update.changed_bytes(*models))
 
 
 def main() -> None:
@@ -145,7 +177,8 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print the result as one JSON object on standard output")
     arguments = parser.parse_args()
     chunks = [int(kib) << 10 for kib in arguments.chunks.split(",")] if arguments.chunks else [CHUNK_BYTES]
-    result = run(arguments.mb * 1_000_000, arguments.rounds, chunks, lambda text: print(text, file=sys.stderr))
+    kinds = () if arguments.chunks else update.KINDS
+    result = run(arguments.mb * 1_000_000, arguments.rounds, chunks, kinds, lambda text: print(text, file=sys.stderr))
     print(json.dumps(result) if arguments.json else json.dumps(result, indent=2))
 
 

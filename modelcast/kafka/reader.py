@@ -22,7 +22,7 @@ from .settings import LOGGER, reader_settings
 # One call's worth of records: enough to amortise the call, little enough to react between them.
 _MAX_RECORDS: Final = 1_000
 # And at most about so many bytes: chunks of models, copied by the dozen, stay in the processor's caches and in bounds.
-_BATCH_BYTES: Final = 8 << 20
+_BATCH_BYTES: Final = 2 << 20
 # Kafka answers this only where a group is named; this reader names one because the client insists, and never joins it.
 _OF_THE_GROUP: Final = frozenset({KafkaError.GROUP_AUTHORIZATION_FAILED})
 
