@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -20,18 +21,19 @@ from modelcast.registry.reader import RegistryReader
 from modelcast.registry.repository import CATCH_UP_TIMEOUT_S, check_topics
 from modelcast.registry.shown import look_up
 from modelcast.trust.options import PolicyOption
-from modelcast.trust.signing import writing_admission
+from modelcast.trust.signing import reading_admission, writing_admission
 
 ModelArgument = Annotated[str, typer.Argument(metavar="NAME", help="The model.")]
 
 
 @contextmanager
-def current_image(context: CommandContext) -> Iterator[RegistryImage]:
-    """The registry as it is now."""
+def current_image(context: CommandContext, trust_policy: Path | None) -> Iterator[RegistryImage]:
+    """The registry as it is now, for whoever has this policy."""
+    admission = reading_admission(trust_policy)
     connection = context.connection
     with connection.open_log() as log:
         check_topics(log, connection.topics)
-        reader = RegistryReader(log, connection.topics)
+        reader = RegistryReader(log, connection.topics, admission=admission)
         try:
             yield reader.catch_up(CATCH_UP_TIMEOUT_S)
         finally:
@@ -39,9 +41,9 @@ def current_image(context: CommandContext) -> Iterator[RegistryImage]:
 
 
 @connected
-def models(context: CommandContext) -> None:
-    """List the models, their newest and their live version."""
-    with current_image(context) as image:
+def models(context: CommandContext, trust_policy: PolicyOption = None) -> None:
+    """List the models, their newest and their live version; under a trust policy, what it admits."""
+    with current_image(context, trust_policy) as image:
         entries = [image.models[name] for name in sorted(image.models)]
     if context.output.json:
         context.output.result({"models": [_summary(entry) for entry in entries]})
@@ -97,10 +99,10 @@ def show(
 
 
 @connected
-def history(context: CommandContext, name: ModelArgument) -> None:
-    """Show every version and release of a model, newest first."""
+def history(context: CommandContext, name: ModelArgument, trust_policy: PolicyOption = None) -> None:
+    """Show every version and release of a model, newest first; under a trust policy, what it admits."""
     check_model_name(name)
-    with current_image(context) as image:
+    with current_image(context, trust_policy) as image:
         entry = image.model(name)
     if context.output.json:
         context.output.result(

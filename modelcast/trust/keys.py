@@ -184,7 +184,10 @@ def load_public(named: str | Path, folder: Path) -> tuple[str, PublicKey]:
     if text.startswith("-----BEGIN"):
         return path.stem, PublicKey.parse(text)
     value, _, name = text.partition(" ")
-    return (name.strip() or path.stem), PublicKey.parse(value)
+    name = name.strip() or path.stem
+    if not _KEY_NAME.fullmatch(name):  # the file came from someone else
+        raise ConfigError(f"{path} names its key {name[:80]!r}", hint="Use letters, digits, '.', '_' and '-'.")
+    return name, PublicKey.parse(value)
 
 
 def find(named: str | Path, folder: Path, suffix: str) -> Path:

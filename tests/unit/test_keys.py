@@ -114,6 +114,15 @@ def test_a_private_key_is_never_taken_for_a_public_one(tmp_path: Path) -> None:
         load_public(tmp_path / "alice.key", tmp_path)
 
 
+def test_a_public_key_from_elsewhere_has_a_name_or_its_files(tmp_path: Path) -> None:
+    path = tmp_path / "theirs.pub"
+    path.write_text(f"{key('alice').public}\n")
+    assert load_public(path, tmp_path) == ("theirs", key("alice").public)
+    path.write_text(f"{key('alice').public} \x1b[2Jalice\n")
+    with pytest.raises(ConfigError, match="names its key"):
+        load_public(path, tmp_path)
+
+
 def test_a_key_that_is_not_there_names_those_that_are(tmp_path: Path) -> None:
     generate("alice", tmp_path)
     with pytest.raises(UsageError, match="there is no key 'bob'") as caught:
