@@ -8,6 +8,8 @@ PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 # What the tests need of the package's extras; XGBoost comes without its gigabyte for GPUs, PyTorch not at all.
 EXTRAS := demo hf lightgbm mlflow signing store
+# Tests wait for Kafka more than they compute: more of them at once than cores, each lot with a broker of its own.
+WORKERS ?= 3
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test faults large lint types check bench lock clean python-complete
@@ -19,7 +21,7 @@ demo: $(STAMP) ## A year of flights, scored while the model is retrained and swa
 	$(PY) -m modelcast demo
 
 test: $(STAMP) ## Unit tests and tests on a real Kafka broker (under 10 minutes)
-	$(PY) -m pytest tests/unit tests/broker
+	$(PY) -m pytest tests/unit tests/broker -n $(WORKERS) --dist loadfile
 
 faults: $(STAMP) ## Publishers, scorers and brokers really killed (some 5 minutes)
 	$(PY) -m pytest tests/faults
