@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from modelcast.errors import UsageError
 
 _MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_VERSION = re.compile(r"0*[1-9][0-9]{0,9}")
 _AVRO_ILLEGAL = re.compile(r"[^A-Za-z0-9_]")
 
 
@@ -23,7 +24,7 @@ def check_model_name(name: str) -> str:
     """Returns `name`, or raises UsageError saying what is allowed."""
     if not _MODEL_NAME.fullmatch(name):
         raise UsageError(
-            f"{name!r} is not a model name",
+            f"{name[:200]!r} is not a model name",
             hint="Use 1 to 100 letters, digits, '.', '_' and '-', starting with a letter or digit.",
         )
     return name
@@ -64,7 +65,7 @@ class ModelRef:
         check_model_name(name)
         if not at:
             return cls(name)
-        if not version.isascii() or not version.isdigit() or int(version) < 1:
+        if not _VERSION.fullmatch(version):
             raise UsageError(f"{text!r} names no version", hint="Write NAME or NAME@NUMBER, numbers start at 1.")
         return cls(name, int(version))
 

@@ -29,7 +29,9 @@ _STATUS_RETENTION_MS = 7 * 24 * 3600 * 1000
 _REGISTRY_SEGMENT_BYTES = 16 << 20
 
 _PREFIX = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-_REGISTRY_KEY = re.compile(r"(version|release)/([^/]+)/([1-9][0-9]*)")
+# Numbers of no more digits than 64 bits hold: anyone may have written a key, and Python refuses to read thousands.
+_REGISTRY_KEY = re.compile(r"(version|release)/([^/]+)/([1-9][0-9]{0,18})")
+_CHUNK_KEY = re.compile(r"([^/]*)/([^/]*)/(0|[1-9][0-9]{0,18})/(0|[1-9][0-9]{0,18})")
 
 # A topic of events must keep records by nothing but the application's own decision: Kafka's default would drop a
 # record whose *timestamp* is a week old the moment it is written.
@@ -74,10 +76,8 @@ class ChunkKey:
     @classmethod
     def decode(cls, key: bytes) -> ChunkKey | None:
         """None if `key` is not a chunk's."""
-        parts = key.decode("utf-8", "replace").split("/")
-        if len(parts) != 4 or not (parts[2].isdecimal() and parts[3].isdecimal()):
-            return None
-        return cls(parts[0], parts[1], int(parts[2]), int(parts[3]))
+        match = _CHUNK_KEY.fullmatch(key.decode("utf-8", "replace"))
+        return None if match is None else cls(match[1], match[2], int(match[3]), int(match[4]))
 
 
 @dataclass(frozen=True, slots=True)

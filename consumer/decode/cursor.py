@@ -68,7 +68,9 @@ class Buffer:
         return self.data[: self.ends[-1]] if len(self) else b""
 
     def window(self, positions: Rows, width: int) -> Array:
-        """`width` bytes from each position, as one void scalar a row."""
+        """`width` bytes from each position, as one void scalar a row; may be wider than the buffer if there is none."""
+        if not positions.size:
+            return np.empty(0, f"V{width}")
         # Every position of the buffer seen as the start of a `width`-byte item: taking items copies whole runs at once.
         items = np.ndarray((len(self.data) - width + 1,), f"V{width}", self.data, 0, (1,))
         return items[positions]

@@ -174,8 +174,6 @@ def _of_raw(raw: Raw, spec: FieldSpec) -> Converted:
 
 def _gathered(raw: Raw, starts: Rows, spec: FieldSpec) -> Array:
     """Rows of the right length, so that each ends within the buffer."""
-    if not starts.size:
-        return blank(spec, 0)
     items: Array = raw.buffer.window(starts, spec.row_bytes).view(LAYOUTS[spec.dtype])
     tensor: Array = items.reshape(len(starts), *spec.dims).astype(numpy_dtype(spec.dtype), copy=False)
     return tensor

@@ -39,6 +39,8 @@ UNTRUSTED_HINT = "See who signed it, and what its policy says, with: modelcast s
 
 # Faults are for people to read: the latest are enough, and a hostile topic must not fill the memory.
 MAX_FAULTS = 100
+# … and so much of what each says: a key, or a name in it, may have a megabyte.
+MAX_FAULT_CHARS = 500
 # So are the records that were not admitted: the latest models and versions that have one.
 MAX_UNTRUSTED = 1_000
 
@@ -323,7 +325,8 @@ class RegistryDelta:
         return max(before, self._highest.get(model, 0))
 
     def _fault(self, offset: int, key: bytes, message: str, verdict: Verdict | None = None) -> None:
-        self._faults.append(RecordFault(offset, key.decode("utf-8", "replace"), message, verdict))
+        told = key[:MAX_FAULT_CHARS].decode("utf-8", "replace")
+        self._faults.append(RecordFault(offset, told, message[:MAX_FAULT_CHARS], verdict))
         if len(self._faults) > 2 * MAX_FAULTS:  # a hostile topic is read to its end before an image is made
             del self._faults[:-MAX_FAULTS]
 

@@ -337,6 +337,16 @@ def test_a_hostile_count_costs_no_more_than_its_bytes() -> None:
     assert {event.error for event in batch.poison} == {"WrongLength"}
 
 
+@pytest.mark.parametrize("item", ["float", "double", ["null", "float"], "int", ["long", "null"]])
+@pytest.mark.parametrize("given", ["few", "cut"])
+def test_a_row_far_wider_than_all_that_came_is_poison_like_any_other(item: Any, given: str) -> None:
+    schema, start = array_body(item, varint(5000) + b"\x02\x02\x02")
+    value = start if given == "cut" else schema.encode_single_object({"image": [1] * 3, "end": ""})
+    dtype = DType.FLOAT64 if "float" in item or item == "double" else DType.INT64
+    batch = check([value], [FieldSpec("image", dtype, (5000,))], Schemas(schema))
+    assert [event.error for event in batch.poison] == ["InvalidAvro" if given == "cut" else "WrongLength"]
+
+
 def test_an_empty_batch_has_an_empty_tensor() -> None:
     column = BatchDecoder([IMAGE], Schemas()).decode([]).columns["image"]
     assert (column.shape, column.dtype) == ((0, 2, 2), np.dtype(np.uint8))

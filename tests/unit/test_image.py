@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -175,3 +177,20 @@ def test_the_newest_version_is_one_that_can_be_released() -> None:
     with pytest.raises(VersionNotFoundError) as raised:
         image(REPOSITORY, manifest(1), manifest(2), withdrawn(2)).resolve(ModelRef("fraud"))
     assert raised.value.hint == "Release one with: modelcast release fraud 1"
+
+
+def test_a_key_of_thousands_of_digits_is_a_fault_and_stops_no_reader() -> None:
+    log = records(REPOSITORY, manifest(1), release(1, 1))
+    hostile = replace(log[-1], offset=len(log), key=b"release/fraud/" + b"9" * 5000)
+    found = replayed([*log, hostile])
+    assert champion(found) == 1
+    assert [fault.offset for fault in found.faults] == [hostile.offset]
+
+
+def test_a_fault_keeps_as_much_of_a_key_as_people_read() -> None:
+    log = records(REPOSITORY, manifest(1))
+    name = b"x" * 900_000
+    found = replayed([*log, replace(log[-1], offset=len(log), key=b"version/" + name + b"/1")])
+    (fault,) = found.faults
+    assert "is not a model name" in fault.message
+    assert len(fault.key) + len(fault.message) < 2_000

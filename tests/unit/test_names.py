@@ -30,7 +30,9 @@ def test_a_reference_is_a_model_or_one_version_of_it() -> None:
     assert str(ModelVersion("fraud", 12)) == "fraud@12"
 
 
-@pytest.mark.parametrize("text", ["fraud@", "fraud@0", "fraud@-1", "fraud@x", "fraud@1@2", "fraud@¹"])
+@pytest.mark.parametrize(
+    "text", ["fraud@", "fraud@0", "fraud@-1", "fraud@x", "fraud@1@2", "fraud@¹", "fraud@" + "9" * 5000]
+)
 def test_a_version_is_a_positive_integer(text: str) -> None:
     with pytest.raises(UsageError):
         ModelRef.parse(text)

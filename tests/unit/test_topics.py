@@ -32,9 +32,27 @@ def test_any_bytes_decode_to_a_key_or_none(data: bytes) -> None:
         assert key is None or isinstance(key, kind)
 
 
-@pytest.mark.parametrize("key", [b"repository", b"version/fraud/0", b"version/fraud/01", b"release/a/b/1", b""])
+@pytest.mark.parametrize(
+    "key",
+    [
+        b"repository", b"version/fraud/0", b"version/fraud/01", b"release/a/b/1", b"",
+        b"version/fraud/" + b"9" * 5000,  # more digits than Python reads
+    ],
+)  # fmt: skip
 def test_what_is_not_a_version_or_release_key_is_none(key: bytes) -> None:
     assert RegistryKey.decode(key) is None
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        b"", b"fraud/d/262144", b"fraud/d/262144/1/2", b"fraud/d/262144/x", b"fraud/d/-1/0", b"fraud/d/262144/01",
+        "fraud/d/262144/\N{ARABIC-INDIC DIGIT ONE}".encode(), b"fraud/d/262144/" + b"9" * 5000,
+        b"fraud/d/" + b"9" * 5000 + b"/0",
+    ],
+)  # fmt: skip
+def test_what_is_not_a_chunks_key_is_none(key: bytes) -> None:
+    assert ChunkKey.decode(key) is None
 
 
 def test_a_files_partition_never_changes() -> None:
