@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any, TypeVar
@@ -51,6 +52,8 @@ MAX_MODEL_BYTES = 1 << 42
 MAX_CHUNK_BYTES = 1_000_000
 MAX_FIELDS = 100_000
 MAX_STORE_CHARS = 2_000
+
+_UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 _PAYLOAD_TYPES: dict[type[Payload], str] = {
     RepositoryIdentity: "application/vnd.modelcast.repository+avro",
@@ -135,7 +138,10 @@ def _encode_payload(payload: Payload) -> bytes:
 
 
 def _decode_repository(data: bytes) -> RepositoryIdentity:
-    return RepositoryIdentity(**_read("repository", data))
+    identity = RepositoryIdentity(**_read("repository", data))
+    # It becomes a part of paths in the state folders of publishers and consumers.
+    _require(_UUID.fullmatch(identity.uuid) is not None, f"repository {identity.uuid[:100]!r}")
+    return identity
 
 
 def _decode_withdrawn(data: bytes) -> Withdrawn:

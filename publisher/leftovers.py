@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import tempfile
 import time
@@ -80,7 +81,8 @@ class Leftovers:
 
     def forget(self) -> None:
         """The version is committed: what was sent is no longer a rest to be found."""
-        self._mark.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # it can't be there, or costs a look at what lies behind it
+            self._mark.unlink(missing_ok=True)
 
     def _resumable(self, begins: Mapping[int, int], ends: Mapping[int, int]) -> Mapping[int, int]:
         """Where the last attempt read to; nothing if what it found may have gone unseen since."""
@@ -116,8 +118,10 @@ class Leftovers:
             return {}  # no mark, or one cut short by a crash: everything is sent
 
     def _write_mark(self, starts: Mapping[int, int]) -> None:
-        self._mark.parent.mkdir(parents=True, exist_ok=True)
-        # A rival publisher on this host writes the same mark: each writes a file of its own and renames it.
-        with tempfile.NamedTemporaryFile("w", dir=self._mark.parent, suffix=".partial", delete=False) as partial:
-            json.dump({str(partition): offset for partition, offset in starts.items()}, partial)
-        Path(partial.name).replace(self._mark)
+        # In a container whose disk is read-only, a publication that is broken off is sent again.
+        with contextlib.suppress(OSError):
+            self._mark.parent.mkdir(parents=True, exist_ok=True)
+            # A rival publisher on this host writes the same mark: each writes a file of its own and renames it.
+            with tempfile.NamedTemporaryFile("w", dir=self._mark.parent, suffix=".partial", delete=False) as partial:
+                json.dump({str(partition): offset for partition, offset in starts.items()}, partial)
+            Path(partial.name).replace(self._mark)

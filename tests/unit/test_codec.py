@@ -116,6 +116,12 @@ def test_a_damaged_record_is_a_wire_error_or_another_valid_record(position: int,
         codec.unseal(codec.decode_envelope(bytes(data)))
 
 
+@pytest.mark.parametrize("uuid", ["", "../../home", REPOSITORY.uuid.upper(), REPOSITORY.uuid + "\n", "a" * 36])
+def test_a_repository_is_named_by_a_uuid_which_paths_are_made_of(uuid: str) -> None:
+    with pytest.raises(WireError, match="declares repository"):
+        codec.unseal(codec.seal(replace(REPOSITORY, uuid=uuid)))
+
+
 @pytest.mark.parametrize(
     "change",
     [

@@ -340,3 +340,12 @@ def test_release_and_rollback_go_through_history(log: MemoryLog, registry: Regis
     with pytest.raises(VersionNotFoundError):
         registry.release("fraud", 9)
     assert all(isinstance(record, VersionRecord) for record in image(log).models["fraud"].versions.values())
+
+
+def test_a_state_folder_that_takes_no_mark_stops_no_publication(
+    log: MemoryLog, registry: RegistryWriter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setenv("MODELCAST_STATE_DIR", str(tmp_path / "file"))
+    registry.publish("fraud", prepared(tmp_path / "a", {"model.onnx": b"graph"}), release=True)
+    assert image(log).models["fraud"].champion is not None
