@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import zlib
@@ -23,7 +24,7 @@ from modelcast.dev.broker import LocalBroker
 from modelcast.testing.broker import unique_name
 from tests.protocol_client.avro import ProtocolError, frame, unframe
 from tests.protocol_client.files import content_digest, digest_of, read_examples, run, run_golden, write_examples
-from tests.protocol_client.image import ENVELOPE, TYPES, WITHDRAWN, Entry, Image, key_id, load, signers
+from tests.protocol_client.image import ENVELOPE, MANIFEST, TYPES, WITHDRAWN, Entry, Image, key_id, load, signers
 from tests.protocol_client.topics import Topics
 from tests.protocol_client.writer import CHUNK_BYTES, Writer
 from tests.publishing import Shell, wide_model, write_model, write_rows
@@ -35,7 +36,7 @@ INPUTS = {"x": np.array([[1, 2], [3, 4], [5, 6]], np.float32)}
 COLUMNS = {"amount": [1.0, 3.0, 5.0], "age": [2.0, 4.0, 6.0]}
 # Three chunks of 1,000,000 bytes, and inline: a graph below protobuf's limit needs no external data.
 WIDE = 300_000
-SIGNATURE = {
+SIGNATURE: dict[str, Any] = {
     "inputs": [{"name": "x", "dtype": "float32", "shape": [None, 2], "fields": ["amount", "age"]}],
     "outputs": [{"name": "score", "dtype": "float32", "shape": [None], "field": "score"}],
     "ir_version": 10,
@@ -146,6 +147,13 @@ def test_every_golden_record_is_read_and_written_alike(path: Path) -> None:
         schema, payload = unframe(value["payload"], TYPES[value["payload_type"]])
         assert frame(schema, payload) == value["payload"]
         assert not payload.keys() - TYPES[value["payload_type"]][0].completed(payload).keys()
+
+
+def test_the_fingerprints_written_down_are_those_of_the_schemas() -> None:
+    rows = [line.strip("|").split("|") for line in (ROOT / "docs/PROTOCOL.md").read_text().splitlines()]
+    written = {row[0].strip(): re.findall(r"`([0-9a-f]{16})`", "|".join(row[1:])) for row in rows}
+    for path in (ROOT / "schemas").glob("*.avsc"):
+        assert written[path.stem] == [schema.fingerprint.hex() for schema in load(path.stem)]
 
 
 def test_a_version_of_the_package_is_followed_fetched_verified_and_run(
@@ -381,3 +389,52 @@ def test_what_does_not_count_changes_nothing(shell: Shell, topics: Topics, write
     listed = {entry["model"]: entry for entry in shell.json("models")["models"]}[model]
     assert (listed["versions"], listed["latest"], listed["live"]) == (1, 1, 1)
     assert writer.publish(made_files(bias=1.0), SIGNATURE) == 2
+
+
+FILE = {"path": "file", "size": 1, "digest": "sha256:" + "0" * 64}
+MANIFESTS: dict[str, tuple[bool, dict[str, Any]]] = {  # what they declare -> whether they count
+    "nothing unusual": (True, {}),
+    "two files": (True, {"files": [FILE, {**FILE, "path": "other"}]}),
+    "no file": (False, {"files": []}),
+    "files out of order": (False, {"files": [{**FILE, "path": "other"}, FILE]}),
+    "a path twice": (False, {"files": [FILE, FILE]}),
+    "another digest": (False, {"files": [{**FILE, "digest": "sha256:" + "A" * 64}]}),
+    "less than nothing": (False, {"files": [{**FILE, "size": -1}]}),
+    "the largest file": (True, {"files": [{**FILE, "size": 2**40}]}),
+    "a file too large": (False, {"files": [{**FILE, "size": 2**40 + 1}]}),
+    "too much in all": (False, {"files": [{**FILE, "path": name, "size": 2**40} for name in "abcde"]}),
+    "empty chunks": (False, {"chunk_bytes": 0}),
+    "the largest chunks": (True, {"chunk_bytes": 1_000_000}),
+    "chunks too large": (False, {"chunk_bytes": 1_000_001}),
+    "too many chunks": (True, {"files": [{**FILE, "size": 2**24 + 1}], "chunk_bytes": 1}),
+    "a path that leads elsewhere": (True, {"files": [{**FILE, "path": "../file"}]}),
+    "a file below a file": (True, {"files": [FILE, {**FILE, "path": "file/file"}]}),
+    "too many fields": (False, {"inputs": [{**SIGNATURE["inputs"][0], "fields": [f"{i}" for i in range(100_001)]}]}),
+    "a field many times": (True, {"inputs": [{**SIGNATURE["inputs"][0], "fields": ["f"] * 100_001}]}),
+}
+
+
+def test_both_sides_agree_which_manifests_take_a_number(
+    shell: Shell, topics: Topics, model: str, tmp_path: Path
+) -> None:
+    kind = next(name for name, schemas in TYPES.items() if schemas is MANIFEST)
+    common = {
+        "repository": topics.catch_up().repository,
+        "model": model,
+        "created_ms": 1,
+        "created_by": "",
+        "message": "",
+    }
+    for number, (_, declared) in enumerate(MANIFESTS.values(), start=1):
+        value = {**common, "version": number, "files": [FILE], "chunk_bytes": 10**6, **SIGNATURE, **declared}
+        payload = frame(MANIFEST[0], MANIFEST[0].completed(value))
+        envelope = {"payload_type": kind, "payload": payload, "signatures": [], "hints": []}
+        send(shell, "registry", f"version/{model}/{number}".encode(), frame(ENVELOPE[0], envelope), 0)
+    counting = [number for number, (counts, _) in enumerate(MANIFESTS.values(), start=1) if counts]
+    assert [number for name, number in topics.catch_up().versions if name == model] == counting
+    assert sorted(version["version"] for version in shell.json("history", model)["versions"]) == counting
+    for unusable in ("too many chunks", "a path that leads elsewhere", "a file below a file"):
+        number = list(MANIFESTS).index(unusable) + 1
+        assert shell.call("pull", f"{model}@{number}", "-o", str(tmp_path / "never"))[0] == 5
+        with pytest.raises(ProtocolError, match="too many chunks"):
+            topics.fetch(topics.image.versions[model, number])

@@ -67,24 +67,28 @@ def signers(envelope: Mapping[str, Any], keys: Iterable[Ed25519PublicKey]) -> se
     return found
 
 
-def check_manifest(manifest: Mapping[str, Any]) -> None:
-    """Raises ProtocolError for what declares more than §7 allows, before anything is allocated for it."""
-    files, chunk_bytes = manifest["files"], manifest["chunk_bytes"]
-    paths = [entry["path"] for entry in files]
-    sizes = [entry["size"] for entry in files]
-    fields = sum(len(entry["fields"]) for entry in manifest["inputs"])
-    fine = (
-        len(files) <= 200_000
-        and 1 <= chunk_bytes <= MAX_CHUNK_BYTES
-        and all(0 <= size <= min(2**40, 2**24 * chunk_bytes) for size in sizes)
+def counts(manifest: Mapping[str, Any]) -> bool:
+    """Whether a manifest declares no more than §7 allows; judged before anything is allocated for it."""
+    files = manifest["files"]
+    paths, sizes = [entry["path"] for entry in files], [entry["size"] for entry in files]
+    return (
+        1 <= len(files) <= 200_000
+        and 1 <= manifest["chunk_bytes"] <= MAX_CHUNK_BYTES
+        and all(0 <= size <= 2**40 for size in sizes)
         and sum(sizes) <= 2**42
-        and fields <= 100_000
+        and len({name for entry in manifest["inputs"] for name in entry["fields"]}) <= 100_000
         and all(a < b for a, b in pairwise(paths))
         and all(DIGEST.fullmatch(entry["digest"]) for entry in files)
-        and all(map(_is_path, paths))
     )
-    if not fine:
-        raise ProtocolError("the manifest declares more, or other paths, than is allowed")
+
+
+def check_files(manifest: Mapping[str, Any]) -> None:
+    """Raises ProtocolError for a version that counts, and whose files may not be fetched."""
+    paths = {entry["path"] for entry in manifest["files"]}
+    folders = {"/".join(parts[:end]) for parts in (path.split("/") for path in paths) for end in range(1, len(parts))}
+    largest = max(entry["size"] for entry in manifest["files"])
+    if not all(map(_is_path, paths)) or paths & folders or largest > 2**24 * manifest["chunk_bytes"]:
+        raise ProtocolError("a path that leads elsewhere, a file below a file, or too many chunks")
 
 
 def _is_path(path: str) -> bool:
@@ -145,8 +149,8 @@ class Image:
         number = payload["sequence" if of_release else "version"]
         if (payload["repository"], payload["model"], number) != (self.repository, *place):
             raise ProtocolError("it belongs elsewhere")
-        if TYPES[kind] is MANIFEST:
-            check_manifest(payload)
+        if TYPES[kind] is MANIFEST and not counts(payload):
+            raise ProtocolError("it declares more than is allowed")
         counting = self.releases if of_release else self.versions
         before = counting.get(place)
         if before is None or (TYPES[kind] is WITHDRAWN and before.kind != kind):

@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from tests.protocol_client.avro import ProtocolError
 from tests.protocol_client.files import digest_of
-from tests.protocol_client.image import TYPES, WITHDRAWN, Entry, Image
+from tests.protocol_client.image import TYPES, WITHDRAWN, Entry, Image, check_files
 
 # Longer than a transaction that somebody left open takes to be ended: its timeout of 10 s, the broker's sweep of 10 s.
 SETTLED_S = 30.0
@@ -85,6 +85,7 @@ class Topics:
         """Every file of a version by its path, each verified."""
         if TYPES[version.kind] is WITHDRAWN or version.value["store"] is not None:
             raise ProtocolError("withdrawn, or in a store that this client was not configured to use")
+        check_files(version.value)
         hints = {hint["digest"]: hint for hint in version.envelope["hints"]}
         return {item["path"]: self._fetch(version.value, item, hints) for item in version.value["files"]}
 
