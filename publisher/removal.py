@@ -22,6 +22,7 @@ from modelcast.names import ModelRef, ModelVersion
 from modelcast.records import Manifest, Withdrawn
 from modelcast.registry.image import ModelEntry
 from modelcast.topics import Topics, blob_partition
+from modelcast.trust.admission import EVERYTHING
 
 from .garbage import Listing, Progress, StoredFile, Survey, declared, listed_files, live_files, tombstones
 from .hold import Holder, ModelHold, Record, Tombstone
@@ -230,7 +231,11 @@ class _Deletion:
 
     def _check(self, entry: ModelEntry) -> None:
         name = ModelVersion(self._model, self._version)
-        if entry.champion is not None and entry.champion.version == self._version:
+        seen = [entry]
+        if self._holder.admission is not EVERYTHING:
+            # Consumers run the champion before, as long as the newest release waits for signatures.
+            seen.append(self._holder.strictly().view(self._model).entry)
+        if any(found.champion is not None and found.champion.version == self._version for found in seen):
             raise UsageError(
                 f"{name} is live and can't be deleted",
                 hint=f"Release another version first: modelcast release {self._model} VERSION",

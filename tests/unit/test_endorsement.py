@@ -244,3 +244,18 @@ class TestShowing:
         endorse(writer(log, "bob").holder, "fraud", 1)
         found = envelopes_at(log, TOPICS, RegistryKey("version", "fraud", 1))
         assert [len(envelope.signatures) for envelope in found] == [1, 2]
+
+
+def test_what_consumers_run_is_not_deleted_while_its_successor_waits_for_a_signature(
+    log: MemoryLog, model: PreparedModel
+) -> None:
+    both = writer(log, "alice", "bob", under=writers(BOTH))
+    both.publish("fraud", model, release=True)
+    alice = writer(log, "alice", under=writers(BOTH))
+    alice.publish("fraud", model, release=True)
+    for who in (both, alice):
+        with pytest.raises(UsageError, match="fraud@1 is live"):
+            Remover(who.holder).delete("fraud", 1, force=True)
+    endorse(writer(log, "bob", under=writers(BOTH)).holder, "fraud", 2)
+    endorse(writer(log, "bob", under=writers(BOTH)).holder, "fraud", None)
+    assert not Remover(both.holder).delete("fraud", 1, force=True).repeated
