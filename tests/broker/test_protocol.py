@@ -16,6 +16,8 @@ import numpy as np
 import onnx
 import pytest
 from confluent_kafka import Producer
+from confluent_kafka.admin import AdminClient
+from confluent_kafka.cimpl import NewTopic
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from onnx import external_data_helper
 
@@ -24,7 +26,18 @@ from modelcast.dev.broker import LocalBroker
 from modelcast.testing.broker import unique_name
 from tests.protocol_client.avro import ProtocolError, frame, unframe
 from tests.protocol_client.files import content_digest, digest_of, read_examples, run, run_golden, write_examples
-from tests.protocol_client.image import ENVELOPE, MANIFEST, TYPES, WITHDRAWN, Entry, Image, key_id, load, signers
+from tests.protocol_client.image import (
+    ENVELOPE,
+    MANIFEST,
+    REPOSITORY,
+    TYPES,
+    WITHDRAWN,
+    Entry,
+    Image,
+    key_id,
+    load,
+    signers,
+)
 from tests.protocol_client.topics import Topics
 from tests.protocol_client.writer import CHUNK_BYTES, Writer
 from tests.publishing import Shell, wide_model, write_model, write_rows
@@ -34,7 +47,7 @@ ROOT = Path(__file__).parents[2]
 WIRE = sorted((ROOT / "tests/unit/wire").glob("*.bin"))
 INPUTS = {"x": np.array([[1, 2], [3, 4], [5, 6]], np.float32)}
 COLUMNS = {"amount": [1.0, 3.0, 5.0], "age": [2.0, 4.0, 6.0]}
-# Three chunks of 1,000,000 bytes, and inline: a graph below protobuf's limit needs no external data.
+# 2.4 MB, so three chunks; inline too: tensors need not be external data.
 WIDE = 300_000
 SIGNATURE: dict[str, Any] = {
     "inputs": [{"name": "x", "dtype": "float32", "shape": [None, 2], "fields": ["amount", "age"]}],
@@ -222,6 +235,13 @@ def test_a_version_of_the_writer_is_listed_pulled_and_goes_live(
     assert pulled(shell, model, tmp_path / "pulled") == files
     with client_of(shell, tmp_path, trust_policy=policy) as client:
         np.testing.assert_array_equal(client[model].predict(COLUMNS)["score"], run(files, INPUTS)["score"])
+
+
+def test_a_graph_with_tensors_outside_the_version_is_not_run() -> None:
+    graph = wide_model(WIDE)
+    external_data_helper.set_external_data(graph.graph.initializer[0], location="../secrets")
+    with pytest.raises(ProtocolError, match="secrets"):
+        run({"model.onnx": graph.SerializeToString()}, INPUTS)
 
 
 def test_rollbacks_of_either_side_are_followed_by_the_other(
@@ -412,6 +432,23 @@ MANIFESTS: dict[str, tuple[bool, dict[str, Any]]] = {  # what they declare -> wh
     "too many fields": (False, {"inputs": [{**SIGNATURE["inputs"][0], "fields": [f"{i}" for i in range(100_001)]}]}),
     "a field many times": (True, {"inputs": [{**SIGNATURE["inputs"][0], "fields": ["f"] * 100_001}]}),
 }
+
+
+def test_both_sides_agree_who_a_repository_is(shell: Shell, prefix: str) -> None:
+    config = {"cleanup.policy": "compact", "retention.ms": "-1"}
+    wanted = [NewTopic(f"{prefix}.{name}", 1, 1, config=config) for name in ("registry", "schemas", "blobs", "status")]
+    admin = AdminClient({"bootstrap.servers": shell.servers})
+    for made in admin.create_topics(wanted).values():
+        made.result(10)
+    named = "0b5f8a52-6d0e-4c53-9d2b-6a1f0c9e7d11"
+    kind = next(name for name, schemas in TYPES.items() if schemas is REPOSITORY)
+    for uuid in ("nobody", named.upper(), named.replace("-", ""), named, "00000000-0000-4000-8000-000000000000"):
+        payload = frame(REPOSITORY[0], {"uuid": uuid, "created_ms": 1, "format_version": 1})
+        envelope = {"payload_type": kind, "payload": payload, "signatures": [], "hints": []}
+        send(replace(shell, prefix=prefix), "registry", b"repository", frame(ENVELOPE[0], envelope), 0)
+    assert replace(shell, prefix=prefix).json("init")["repository"] == named
+    with closing(Topics(shell.servers, prefix)) as topics:
+        assert topics.catch_up().repository == named
 
 
 def test_both_sides_agree_which_manifests_take_a_number(

@@ -19,6 +19,7 @@ from tests.protocol_client.avro import ProtocolError, Schema, unframe
 SCHEMAS = Path(__file__).parent.parent.parent / "schemas"
 MAX_CHUNK_BYTES = 1_000_000  # the most §6 allows
 DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 KEY = re.compile(r"(version|release)/([A-Za-z0-9][A-Za-z0-9._-]{0,99})/([1-9][0-9]{0,18})")
 
 
@@ -137,7 +138,8 @@ class Image:
     def _apply(self, key: str, envelope: dict[str, Any]) -> None:
         kind = envelope["payload_type"]
         if key == "repository" and self.repository is None and kind.endswith(".repository+avro"):
-            self.repository = unframe(envelope["payload"], REPOSITORY)[1]["uuid"]
+            uuid = unframe(envelope["payload"], REPOSITORY)[1]["uuid"]
+            self.repository = uuid if UUID.fullmatch(uuid) else None
         if not (named := KEY.fullmatch(key)) or self.repository is None:
             return
         of_release, place = named[1] == "release", (named[2], int(named[3]))
