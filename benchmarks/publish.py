@@ -4,8 +4,6 @@
     python -m benchmarks.publish --chunks 64,128,256,512,960  rates by chunk size (KiB), nothing else
 
 Rounds alternate between the sides, each in a process of its own, on one broker; a figure is the median of its rounds.
-Before each side, a file as large as the model is written and deleted: a virtual machine is given memory as it first
-touches it, which takes five times as long as writing a file to memory that is there, and hits whoever comes first.
 """
 
 from __future__ import annotations
@@ -40,7 +38,6 @@ DEFAULT_ROUNDS = 5
 PARTITIONS = 4
 # Of the size a transformer's layers have.
 _TENSOR_BYTES = 16_000_000
-_BLOCK_BYTES = 1 << 20
 _SIDES = ("bare_produce", "publish", "bare_consume", "fetch")
 _BROKER_HEAP_MB = 1024
 # What was deleted must leave the disk and the page cache before the next round is measured.
@@ -67,24 +64,14 @@ class Rates:
             init(log, topics, blob_partitions=PARTITIONS)
             log.create(TopicSpec(place.topic, PARTITIONS, configs=dict(log_compacted())))
         try:
-            self._touch(payload.size_bytes)
             costs = {"bare_produce": apart(bare_produce, place, payload)}
-            self._touch(payload.size_bytes)
             costs["publish"], uploaded = apart(upload, place, payload)
             costs["bare_consume"] = apart(bare_consume, place, payload)
-            self._touch(payload.size_bytes)
             costs["fetch"] = apart(fetch, place, payload, uploaded, cache)
         finally:
             shutil.rmtree(cache, ignore_errors=True)
             remove(self._settings, topics=made, groups=())
         return costs
-
-    def _touch(self, size: int) -> None:
-        path = self._folder / "touched"
-        with path.open("wb", buffering=0) as file:
-            for _ in range(0, size, _BLOCK_BYTES):
-                file.write(bytes(_BLOCK_BYTES))
-        path.unlink()
 
 
 def log_compacted() -> Mapping[str, str]:

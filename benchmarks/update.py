@@ -39,6 +39,7 @@ Kind = Literal["embedding", "dense"]
 
 KINDS: Final[Sequence[Kind]] = ("embedding", "dense")
 _WIDTH = 2048
+_VECTOR = 256
 _EXAMPLES = 32
 _TIMEOUT_S = 120.0
 
@@ -223,10 +224,10 @@ def _median(publications: Sequence[Publication], of: Callable[[Publication], flo
 def _embedding(size: int, head: int) -> onnx.ModelProto:
     """Looks a key up in one of some tables, and scores the vector with a head of about 1 %."""
     tables = 8
-    rows = size // tables // (_WIDTH * 4)
+    rows = size // tables // (_VECTOR * 4)
     nodes = [helper.make_node("Gather", [f"table{n}", "key"], [f"vector{n}"]) for n in range(tables)]
     nodes.append(helper.make_node("Sum", [f"vector{n}" for n in range(tables)], ["features"]))
-    return _model(nodes, {f"table{n}": _weights(n, rows, _WIDTH) for n in range(tables)}, size, head)
+    return _model(nodes, {f"table{n}": _weights(n, rows, _VECTOR) for n in range(tables)}, _VECTOR, size, head)
 
 
 def _dense(size: int, head: int) -> onnx.ModelProto:
@@ -241,13 +242,13 @@ def _dense(size: int, head: int) -> onnx.ModelProto:
         weights[f"w{n}"] = _weights(n, _WIDTH, _WIDTH)
         nodes.append(helper.make_node("MatMul", [f"layer{n}", f"w{n}"], [f"product{n}"]))
         nodes.append(helper.make_node("Tanh", [f"product{n}"], [f"layer{n + 1}" if n + 1 < layers else "features"]))
-    return _model(nodes, weights, size, head)
+    return _model(nodes, weights, _WIDTH, size, head)
 
 
 def _model(
-    nodes: list[onnx.NodeProto], weights: Mapping[str, np.ndarray[Any, Any]], size: int, head: int
+    nodes: list[onnx.NodeProto], weights: Mapping[str, np.ndarray[Any, Any]], features: int, size: int, head: int
 ) -> onnx.ModelProto:
-    tuned = _weights(1000 + head, _WIDTH, size // 100 // (_WIDTH * 4))
+    tuned = _weights(1000 + head, features, size // 100 // (features * 4))
     graph = helper.make_graph(
         [
             *nodes,

@@ -21,8 +21,11 @@ from modelcast.topics import ChunkKey, Topics, blob_partition
 
 from .leftovers import Leftovers
 
-# Below Kafka's default limits with room for key and record overhead; 256 KiB chunks were fetched faster than 1 MB ones.
-CHUNK_BYTES = 256 * 1024
+# Below Kafka's default limits with room for key and record overhead. Publishing 400 MB took 2.1, 2.8, 1.9, 0.9, 0.9 ms
+# of processor time a MB (`python -m benchmarks.publish --chunks 64,128,256,512,960`, means of two sweeps on two shared
+# cores); fetching at 256 and 512 KiB was alike. Versions in chunks of another size are read as ever, and their files
+# sent once more.
+CHUNK_BYTES = 512 * 1024
 # Key (at most 100 + 1 + 71 + 1 + 7 + 1 + 10 bytes) and the record batch's own bytes, rounded up.
 _OVERHEAD_BYTES = 1024
 # Broker failover takes seconds; past this the upload is reported as failed and a rerun sends the rest.

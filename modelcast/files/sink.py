@@ -22,6 +22,9 @@ from modelcast.records import FileEntry
 # Enough to keep both threads busy, some megabytes.
 _QUEUED_CHUNKS = 32
 _READ_BYTES = 1 << 20
+# Linux keeps what one call writes in blocks of memory as large as the call. Small ones it has at hand; for large ones a
+# virtual machine goes to its host, which took 1.0 to 1.6 s of processor time for 400 MB, and this 0.75 s.
+_WRITE_BYTES = 16 << 10
 
 # Called with bytes done and bytes in all of the files being fetched.
 Progress = Callable[[int, int], None]
@@ -148,7 +151,7 @@ class Sink:
 def _write_all(file: int, data: bytes, position: int) -> None:
     view = memoryview(data)
     while view:
-        written = os.pwrite(file, view, position)
+        written = os.pwrite(file, view[:_WRITE_BYTES], position)
         view, position = view[written:], position + written
 
 

@@ -73,8 +73,9 @@ _TRANSACTIONAL: Final[Mapping[str, str | int | float | bool]] = {
 }
 
 _CONTROL_WRITER: Final[Mapping[str, str | int | float | bool]] = {
-    # Registry and status records are single and awaited; chunks fill their batches without waiting.
-    "linger.ms": 0,
+    # Chunks fill a request instead of making one each. Whoever awaits a single record flushes or commits, and neither
+    # waits for this: 0.1 ms to the acknowledgement either way.
+    "linger.ms": 5,
     # What an upload may hold in memory: 32 MiB keeps five requests of 1 MB in flight on several partitions.
     "queue.buffering.max.kbytes": 32_768,
     "queue.buffering.max.messages": 100_000,
