@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
@@ -120,10 +121,11 @@ class Stores:
             raise StoreNotAllowedError(f"{model} names a store that can't be used: {error.message}") from None
         if any(allowed.holds(store) for allowed in self.allowed):
             return store
+        word = shlex.quote(str(store))  # who wrote the manifest chose it, and hints are pasted into shells
         known = ", ".join(str(allowed) for allowed in self.allowed) or "none"
         raise StoreNotAllowedError(
             f"the files of {model} lie in {store}, a store that may not be read here (allowed: {known})",
-            hint=f"If you trust it, allow it: {ENV_STORES}={store}, --store-allowed {store} or stores=['{store}'].",
+            hint=f"If you trust it, allow it: {ENV_STORES}={word}, --store-allowed {word} or stores=[{str(store)!r}].",
         )
 
 

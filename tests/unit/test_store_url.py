@@ -160,3 +160,10 @@ def test_what_the_caller_says_goes_before_the_environment() -> None:
 def test_an_environment_that_holds_no_url_is_named() -> None:
     with pytest.raises(ConfigError, match="MODELCAST_STORES: 'models'"):
         Stores.resolve(None, environment={"MODELCAST_STORES": "models"})
+
+
+def test_a_hint_can_be_pasted_whatever_a_manifest_names() -> None:
+    with pytest.raises(StoreNotAllowedError) as raised:
+        NO_STORES.check("s3://models/$(id);x", FRAUD)
+    assert raised.value.hint is not None
+    assert "--store-allowed 's3://models/$(id);x' or" in raised.value.hint
