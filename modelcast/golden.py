@@ -18,6 +18,7 @@ from __future__ import annotations
 import io
 import math
 import struct
+import tokenize
 import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -37,12 +38,18 @@ Array = npt.NDArray[Any]
 MAX_FILE_BYTES: Final = 1 << 30
 # A graph has a handful of inputs and outputs; a pipeline of columns some thousands.
 MAX_ARRAYS: Final = 100_000
+# Element type and shape take some hundred bytes; what is nested thousands deep ends Python's parser, not the reading.
+MAX_HEADER_BYTES: Final = 1_000
 
 # Fewer examples can give the same output by chance; so many different ones that all do show a model that says nothing.
 MIN_VARIED_EXAMPLES: Final = 8
 
 _FIRST_DOS_TIME = (1980, 1, 1, 0, 0, 0)
 _KINDS_ALLOWED = frozenset("fiubU")
+# What zipfile and numpy raise at bytes of another's choice.
+_NOT_EXAMPLES = (
+    OSError, ValueError, SyntaxError, EOFError, struct.error, tokenize.TokenError, zipfile.BadZipFile, NotImplementedError,
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +117,7 @@ def read(path: Path) -> Examples:
                 if group not in groups or name in groups[group] or not entry.filename.endswith(".npy"):
                     raise IntegrityError(f"{path.name} holds {entry.filename!r}, which is no array of an example")
                 groups[group][name] = _read_array(archive, entry)
-    except (OSError, ValueError, SyntaxError, EOFError, struct.error, zipfile.BadZipFile, NotImplementedError) as error:
+    except _NOT_EXAMPLES as error:
         raise IntegrityError(f"{path.name} does not hold golden examples: {error}") from error
     return Examples(groups["inputs"], groups["outputs"])
 
@@ -220,7 +227,7 @@ def _read_array(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> Array:
     header = io.BytesIO(data)
     if np.lib.format.read_magic(header) != (1, 0):
         raise IntegrityError(f"{entry.filename!r} is of an unknown .npy version")
-    shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(header)
+    shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(header, max_header_size=MAX_HEADER_BYTES)
     if dtype.kind not in _KINDS_ALLOWED or fortran_order:
         raise IntegrityError(f"{entry.filename!r} holds {dtype}, which no example does")
     size = math.prod(shape) * dtype.itemsize

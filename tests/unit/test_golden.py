@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import struct
 import zipfile
 from pathlib import Path
 
@@ -33,6 +34,11 @@ def member(array: np.ndarray) -> bytes:
     buffer = io.BytesIO()
     np.lib.format.write_array(buffer, array, version=(1, 0))
     return buffer.getvalue()
+
+
+def headed(header: bytes) -> bytes:
+    """An array of no bytes with this header."""
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header
 
 
 def archive(path: Path, members: dict[str, bytes], compression: int = zipfile.ZIP_STORED) -> Path:
@@ -94,6 +100,8 @@ def test_a_missing_file_is_an_integrity_error(tmp_path: Path) -> None:
         ({"inputs/a.npy": member(np.array(["1", 2], dtype=object))}, "object"),
         ({"inputs/a.npy": member(np.array([1j]))}, "complex128"),
         ({"inputs/a.npy": b"not an array"}, "magic"),
+        ({"inputs/a.npy": headed(b"{'descr': (")}, "multi-line"),
+        ({"inputs/a.npy": headed(b"-" * 9_000 + b"1")}, "large"),
         ({"inputs/a.npy": member(np.arange(2)).replace(b"(2,), }        ", b"(99999999999,), }")}, "declares 7999"),
     ],
 )
