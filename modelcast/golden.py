@@ -48,8 +48,15 @@ _FIRST_DOS_TIME = (1980, 1, 1, 0, 0, 0)
 _KINDS_ALLOWED = frozenset("fiubU")
 # What zipfile and numpy raise at bytes of another's choice.
 _NOT_EXAMPLES = (
-    OSError, ValueError, SyntaxError, EOFError, struct.error, tokenize.TokenError, zipfile.BadZipFile, NotImplementedError,
-)  # fmt: skip
+    OSError,
+    ValueError,
+    SyntaxError,
+    EOFError,
+    struct.error,
+    tokenize.TokenError,
+    zipfile.BadZipFile,
+    NotImplementedError,
+)
 
 
 @dataclass(frozen=True, slots=True)
