@@ -173,14 +173,14 @@ class _Deletion:
         self._made: list[tuple[Withdrawn, Manifest]] = []
 
     def attempt(self, hold: ModelHold) -> Removed:
-        entry = hold.image.model(self._model)
-        stands = entry.versions.get(self._version)
+        seen = self._seen(hold.image.model(self._model))
+        stands = seen[0].versions.get(self._version)
         if isinstance(stands, Withdrawn):
             # A commit that was not answered, and did land: what the version listed is known from before.
             ours = next((manifest for record, manifest in self._made if record == stands), None)
-            return Removed(stands, repeated=True) if ours is None else self._take_off(hold, stands, ours)
+            return Removed(stands, repeated=True) if ours is None else self._take_off(hold, seen, stands, ours)
         manifest = hold.image.resolve(ModelRef(self._model, self._version)).manifest
-        self._check(entry)
+        self._check(seen)
         withdrawn = Withdrawn(
             repository=hold.repository,
             model=self._model,
@@ -190,10 +190,21 @@ class _Deletion:
             message=self._message,
         )
         self._made.append((withdrawn, manifest))
-        return self._take_off(hold, withdrawn, manifest, (Record(withdrawn),))
+        return self._take_off(hold, seen, withdrawn, manifest, (Record(withdrawn),))
+
+    def _seen(self, entry: ModelEntry) -> tuple[ModelEntry, ...]:
+        """The model as the hold sees it, and as consumers do: for them nothing happened that waits for signatures."""
+        if self._holder.admission is EVERYTHING:
+            return (entry,)
+        return entry, self._holder.strictly().view(self._model).entry
 
     def _take_off(
-        self, hold: ModelHold, withdrawn: Withdrawn, manifest: Manifest, records: Sequence[Record] = ()
+        self,
+        hold: ModelHold,
+        seen: tuple[ModelEntry, ...],
+        withdrawn: Withdrawn,
+        manifest: Manifest,
+        records: Sequence[Record] = (),
     ) -> Removed:
         self._listing.read_on()
         files = {*listed_files(manifest)}
@@ -204,7 +215,8 @@ class _Deletion:
         doomed: Iterator[tuple[Tombstone, int]] = iter(())
         if files and is_known:
             files -= self._listing.files(self._model, but=self._version)
-            files -= live_files(_without(hold.entry, self._version))
+            for entry in seen:
+                files -= live_files(_without(entry, self._version))
             partitions = self._holder.log.topics()[self._holder.topics.blobs]
             doomed = (
                 (
@@ -229,18 +241,14 @@ class _Deletion:
             freed += sum(size for _, size in batch)
         return Removed(withdrawn, chunks, freed, left=left, store=manifest.store)
 
-    def _check(self, entry: ModelEntry) -> None:
+    def _check(self, seen: tuple[ModelEntry, ...]) -> None:
         name = ModelVersion(self._model, self._version)
-        seen = [entry]
-        if self._holder.admission is not EVERYTHING:
-            # Consumers run the champion before, as long as the newest release waits for signatures.
-            seen.append(self._holder.strictly().view(self._model).entry)
         if any(found.champion is not None and found.champion.version == self._version for found in seen):
             raise UsageError(
                 f"{name} is live and can't be deleted",
                 hint=f"Release another version first: modelcast release {self._model} VERSION",
             )
-        if not self._force and any(release.version == self._version for release in entry.releases):
+        if not self._force and any(release.version == self._version for release in seen[0].releases):
             raise UsageError(
                 f"{name} was live once, and a rollback may want it",
                 hint=f"Delete it all the same with: modelcast delete {name} --force",

@@ -208,6 +208,17 @@ class TestDeleting:
         Remover(bob.holder).collect(grace_s=-(10.0**9))
         assert count_chunks(log) == 0
 
+    def test_what_a_version_shares_stays_until_its_withdrawal_counts(
+        self, log: MemoryLog, model: PreparedModel
+    ) -> None:
+        both = writer(log, "alice", "bob", under=writers(BOTH))
+        both.publish("fraud", model, release=False)
+        both.publish("fraud", model, release=False)
+        assert Remover(writer(log, "alice", under=writers(BOTH)).holder).delete("fraud", 1).left
+        Remover(both.holder).delete("fraud", 2)
+        assert image(log, admission(BOTH)).models["fraud"].version(1)
+        assert count_chunks(log) == 2
+
     def test_no_withdrawal_is_signed_where_there_is_none(self, log: MemoryLog, model: PreparedModel) -> None:
         alice = writer(log, "alice", "bob", under=writers(BOTH))
         alice.publish("fraud", model, release=False)
