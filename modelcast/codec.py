@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from modelcast import schemas
 from modelcast.avro import FRAME_BYTES, fingerprint_of
 from modelcast.digest import is_digest
-from modelcast.errors import UsageError, WireError
+from modelcast.errors import NewerFormatError, UsageError, WireError
 from modelcast.names import check_model_name
 from modelcast.records import (
     ChunkHint,
@@ -55,11 +55,12 @@ MAX_STORE_CHARS = 2_000
 
 _UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
+_PAYLOAD_TYPE_PREFIX = "application/vnd.modelcast."
 _PAYLOAD_TYPES: dict[type[Payload], str] = {
-    RepositoryIdentity: "application/vnd.modelcast.repository+avro",
-    Manifest: "application/vnd.modelcast.manifest+avro",
-    Withdrawn: "application/vnd.modelcast.withdrawn+avro",
-    Release: "application/vnd.modelcast.release+avro",
+    RepositoryIdentity: f"{_PAYLOAD_TYPE_PREFIX}repository+avro",
+    Manifest: f"{_PAYLOAD_TYPE_PREFIX}manifest+avro",
+    Withdrawn: f"{_PAYLOAD_TYPE_PREFIX}withdrawn+avro",
+    Release: f"{_PAYLOAD_TYPE_PREFIX}release+avro",
 }
 
 
@@ -73,6 +74,7 @@ def unseal(envelope: Envelope) -> Payload:
 
     Raises:
         WireError: The payload type is unknown, the bytes are not one, or a declared size is out of bounds.
+        NewerFormatError: A newer modelcast wrote it.
     """
     readers: dict[str, Callable[[bytes], Payload]] = {
         _PAYLOAD_TYPES[RepositoryIdentity]: _decode_repository,
@@ -82,7 +84,8 @@ def unseal(envelope: Envelope) -> Payload:
     }
     reader = readers.get(envelope.payload_type)
     if reader is None:
-        raise WireError(f"payload type {envelope.payload_type!r} is not known to this version of modelcast")
+        kind = NewerFormatError if envelope.payload_type.startswith(_PAYLOAD_TYPE_PREFIX) else WireError
+        raise kind(f"payload type {envelope.payload_type!r} is not known to this version of modelcast")
     return reader(envelope.payload)
 
 
@@ -216,5 +219,5 @@ def _read(name: str, data: bytes) -> Any:
         if data.startswith(schema.frame):
             return schema.decode(data, start=FRAME_BYTES, reader=None if schema is today else today)
     if fingerprint_of(data) is not None:
-        raise WireError(f"not a {name} record, or one written by a newer modelcast")
+        raise NewerFormatError(f"not a {name} record, or one written by a newer modelcast")
     raise WireError(f"not a {name} record")

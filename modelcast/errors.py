@@ -31,7 +31,8 @@
     ├── GateError                     a published requirement was not met (6)
     ├── FencedError                   another holder of the transactional id took over (7)
     └── WireError                     a topic holds bytes that are not what they should be (1)
-        └── UnknownSchemaError        a fingerprint no schema is known for (yet)
+        ├── UnknownSchemaError        a fingerprint no schema is known for (yet)
+        └── NewerFormatError          a record of the repository, written by a newer modelcast
 
 A message says what happened, to which thing, and what to do; the last of these is `hint`. Whether trying the same
 thing again can help is decided here only, by `retriable`.
@@ -253,3 +254,7 @@ class UnknownSchemaError(WireError):
     """A single-object record names a fingerprint no schema is known for (yet)."""
 
     retriable = True  # its writer may be slow to describe it
+
+
+class NewerFormatError(WireError):
+    """A record of the repository that a newer modelcast wrote: it can't be read here, and must not be overwritten."""

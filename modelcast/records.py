@@ -19,6 +19,9 @@ Shape = tuple[int | None, ...]
 GRAPH_PATH = "model.onnx"
 EXAMPLES_PATH = "examples.npz"
 
+# What `init` writes. A higher one is of a repository whose rules this version of modelcast does not know.
+FORMAT_VERSION = 1
+
 # Avro names a prediction uses for its lineage; no output may take them.
 RESERVED_OUTPUTS = frozenset({"model", "version", "source"})
 

@@ -221,11 +221,10 @@ class RegistryWriter:
         return manifest
 
     def _release(self, hold: ModelView, version: int, message: str, *, restores: int | None = None) -> Release:
-        champion = hold.entry.champion
         return Release(
             repository=hold.repository,
             model=hold.model,
-            sequence=champion.sequence + 1 if champion else 1,
+            sequence=hold.entry.latest_sequence + 1,
             version=version,
             created_ms=self.holder.author.now_ms(),
             created_by=self.holder.author.name,

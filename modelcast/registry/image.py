@@ -26,7 +26,7 @@ from functools import cached_property
 from typing import TypeVar
 
 from modelcast import codec, digest
-from modelcast.errors import ModelNotFoundError, UsageError, VersionNotFoundError, WireError
+from modelcast.errors import ModelNotFoundError, NewerFormatError, UsageError, VersionNotFoundError, WireError
 from modelcast.log import LogRecord
 from modelcast.names import ModelRef, ModelVersion, check_model_name
 from modelcast.records import ChunkHint, Manifest, Release, RepositoryIdentity, Withdrawn
@@ -91,12 +91,19 @@ class Untrusted:
 
 @dataclass(frozen=True, slots=True)
 class ModelEntry:
-    """Everything the registry says of one model."""
+    """Everything the registry says of one model.
+
+    Attributes:
+        reserved_version: The highest version number that a record of a newer modelcast holds; 0 if there is none.
+        reserved_sequence: The same of release sequences.
+    """
 
     name: str
     versions: Mapping[int, VersionRecord | Withdrawn] = field(default_factory=dict)
     releases: tuple[Release, ...] = ()
     standings: Mapping[int, Standing] = field(default_factory=dict)
+    reserved_version: int = 0
+    reserved_sequence: int = 0
 
     @property
     def champion(self) -> Release | None:
@@ -106,7 +113,12 @@ class ModelEntry:
     @property
     def latest_version(self) -> int:
         """The highest number ever given, withdrawn or not; 0 if none."""
-        return max(self.versions, default=0)
+        return max(self.reserved_version, *self.versions, 0)
+
+    @property
+    def latest_sequence(self) -> int:
+        """The highest release sequence ever given; 0 if none."""
+        return max(self.reserved_sequence, self.champion.sequence if self.champion else 0)
 
     @property
     def newest_version(self) -> int:
@@ -237,6 +249,7 @@ class RegistryDelta:
         self._releases: dict[str, dict[int, Release]] = {}
         self._standings: dict[str, dict[int, Standing]] = {}
         self._highest: dict[str, int] = {}
+        self._reserved: dict[str, dict[str, int]] = {}
         self._untrusted_releases = dict(base.untrusted_releases)
         self._untrusted_versions = dict(base.untrusted_versions)
         self._faults = list(base.faults)
@@ -254,7 +267,7 @@ class RegistryDelta:
     def apply(self) -> RegistryImage:
         """The next image. Models no record touched are shared with the base."""
         models = dict(self._base.models)
-        for name in self._versions.keys() | self._standings.keys():
+        for name in self._versions.keys() | self._standings.keys() | self._reserved.keys():
             base = models.get(name) or ModelEntry(name)
             releases = {release.sequence: release for release in base.releases} | self._releases.get(name, {})
             models[name] = ModelEntry(
@@ -262,6 +275,8 @@ class RegistryDelta:
                 {**base.versions, **self._versions.get(name, {})},
                 tuple(releases[sequence] for sequence in sorted(releases)),
                 {**base.standings, **self._standings.get(name, {})},
+                max(base.reserved_version, self._reserved.get(name, {}).get("version", 0)),
+                max(base.reserved_sequence, self._reserved.get(name, {}).get("release", 0)),
             )
         return RegistryImage(
             self._repository,
@@ -285,7 +300,13 @@ class RegistryDelta:
         if not verdict.admitted:
             self._set_aside(Untrusted(key, offset, verdict))
             return
-        payload = codec.unseal(envelope)
+        try:
+            payload = codec.unseal(envelope)
+        except NewerFormatError:
+            # Whoever can't read a record must not give its number again: it would take the record's place.
+            held = self._reserved.setdefault(key.model, {})
+            held[key.kind] = max(key.number, held.get(key.kind, 0))
+            raise
         match key.kind, payload:
             case "version", Manifest() | Withdrawn():
                 self._check_scope(key, payload.repository, payload.model, payload.version)

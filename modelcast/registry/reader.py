@@ -10,8 +10,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from modelcast.errors import BrokerError, RepositoryNotFoundError
+from modelcast.errors import BrokerError, ConfigError, RepositoryNotFoundError
 from modelcast.log import BEGINNING, Log
+from modelcast.records import FORMAT_VERSION
 from modelcast.registry.image import RegistryDelta, RegistryImage
 from modelcast.topics import Topics
 from modelcast.trust.admission import EVERYTHING, Admission
@@ -56,6 +57,7 @@ class RegistryReader:
             BrokerError: The end was not reached in time, e.g. because another model's transaction stays open.
             RepositoryNotFoundError: The topic is there, but no repository was made on it, or not the one that the
                 trust policy pins.
+            ConfigError: A newer modelcast made the repository.
         """
         end = self._log.end_offsets(self._topic, committed=False)[_PARTITION]
         deadline = self._clock() + timeout_s
@@ -78,6 +80,12 @@ class RegistryReader:
                 )
             raise RepositoryNotFoundError(
                 f"topic {self._topic!r} holds no repository", hint="Make one with: modelcast init"
+            )
+        if self._image.repository.format_version > FORMAT_VERSION:
+            raise ConfigError(
+                f"repository {self._image.repository.uuid} is of format {self._image.repository.format_version}, "
+                f"and this modelcast knows {FORMAT_VERSION}",
+                hint="Upgrade modelcast here.",
             )
         return self._image
 

@@ -10,11 +10,9 @@ from dataclasses import dataclass
 from modelcast import codec
 from modelcast.errors import RepositoryNotFoundError, TopicConfigError, TopicNotFoundError
 from modelcast.log import Log
-from modelcast.records import RepositoryIdentity
+from modelcast.records import FORMAT_VERSION, RepositoryIdentity
 from modelcast.registry.reader import RegistryReader
 from modelcast.topics import DEFAULT_BLOB_PARTITIONS, REPOSITORY_KEY, Topics, config_faults
-
-FORMAT_VERSION = 1
 
 # Making the identity is one record: whoever crashed in it must not stall readers for long.
 _TRANSACTION_TIMEOUT_MS = 10_000

@@ -84,6 +84,23 @@ def test_a_number_is_never_used_again() -> None:
     assert again.models["fraud"].versions == changed.models["fraud"].versions
 
 
+@pytest.mark.parametrize("newer", ["schema", "payload type"])
+def test_what_a_newer_version_wrote_counts_for_nothing_here_and_keeps_its_number(newer: str) -> None:
+    log = records(REPOSITORY, manifest(1), release(1, 1))
+    for offset, payload in enumerate((manifest(2), release(7, 2)), start=3):
+        sealed = codec.seal(payload)
+        if newer == "schema":
+            sealed = replace(sealed, payload=b"\xc3\x01" + bytes(8) + sealed.payload[10:])
+        else:
+            sealed = replace(sealed, payload_type="application/vnd.modelcast.ensemble+avro")
+        log.append(LogRecord("r", 0, offset, 0, key_of(payload), codec.encode_envelope(sealed)))
+    after = replayed(log)
+    assert champion(after) == 1
+    assert [fault.offset for fault in after.faults] == [3, 4]
+    assert (after.models["fraud"].latest_version, after.models["fraud"].latest_sequence) == (2, 7)
+    assert replayed(log[3:], replayed(log[:3])) == after
+
+
 def test_withdrawn_is_for_ever() -> None:
     after = image(REPOSITORY, manifest(1), withdrawn(1), manifest(1))
     assert isinstance(after.models["fraud"].versions[1], Withdrawn)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 
 from modelcast import codec
-from modelcast.errors import BrokerError, RepositoryNotFoundError
+from modelcast.errors import BrokerError, ConfigError, RepositoryNotFoundError
 from modelcast.log import TransactionalWriter
 from modelcast.registry.reader import RegistryReader
 from modelcast.testing.memory import MemoryLog
@@ -56,6 +57,12 @@ def test_the_image_is_published_at_the_end(log: MemoryLog) -> None:
 
 def test_a_topic_without_a_repository_is_named(log: MemoryLog) -> None:
     with pytest.raises(RepositoryNotFoundError, match="modelcast init"):
+        RegistryReader(log, TOPICS).catch_up(5)
+
+
+def test_a_repository_of_a_newer_format_is_not_guessed_at(log: MemoryLog) -> None:
+    write(log, replace(REPOSITORY, format_version=2), manifest(1))
+    with pytest.raises(ConfigError, match="is of format 2, and this modelcast knows 1. Upgrade"):
         RegistryReader(log, TOPICS).catch_up(5)
 
 
