@@ -35,8 +35,16 @@ Source: TypeAlias = Path | str | bytes | onnx.ModelProto | Any
 Progress: TypeAlias = Callable[[str], None]
 
 ONNX_SUFFIXES: Final = (".onnx",)
+# What boosters save themselves as, and nothing says which one did.
+_NATIVE_SUFFIXES: Final = (".json", ".ubj", ".txt")
 
-_HINT = "Give an .onnx file, a .joblib or .pkl file of a trained estimator, mlflow:models:/NAME@ALIAS or hf:OWNER/REPO."
+_HINT = (
+    "Give an .onnx file, a .joblib or .pkl file of a trained estimator, a .pt2 file, mlflow:models:/NAME@ALIAS or "
+    "hf:OWNER/REPO."
+)
+_NATIVE_HINT = (
+    "If XGBoost or LightGBM saved it: load it as a Booster in Python, and publish that, or dump it with joblib first."
+)
 
 
 @dataclass(frozen=True)
@@ -118,7 +126,10 @@ def _load_file(path: Path, what: str, progress: Progress, *, trust_pickle: bool)
             raise SourceError(f"can't read model {what}: {error.strerror}", hint="Check its permissions.") from error
     if suffix in pickles.SUFFIXES:
         return _convertible(pickles.load(path, what, progress, trust_pickle=trust_pickle), what)
-    raise SourceError(f"can't tell from its suffix {suffix!r} what model {what} holds", hint=_HINT)
+    raise SourceError(
+        f"can't tell from its suffix {suffix!r} what model {what} holds",
+        hint=_NATIVE_HINT if suffix in _NATIVE_SUFFIXES else _HINT,
+    )
 
 
 def _parse(data: bytes, what: str) -> onnx.ModelProto:
@@ -141,7 +152,9 @@ def _convertible(value: Any, what: str) -> Any:
     if converters.recognises(value):
         return value
     held = f" holds {_article(type(value).__name__)}, which" if not what.startswith("an object") else ""
-    raise SourceError(f"{what}{held} is neither an ONNX model nor a fitted scikit-learn estimator", hint=_HINT)
+    raise SourceError(
+        f"{what}{held} is neither an ONNX model nor a trained model of a kind that can be converted", hint=_HINT
+    )
 
 
 def _article(name: str) -> str:

@@ -140,9 +140,17 @@ def test_unreadable_files_are_named_with_the_reason(
     assert "\n" not in caught.value.message
 
 
+@pytest.mark.parametrize("name", ["m.json", "m.ubj", "m.txt"])
+def test_a_boosters_own_file_is_refused_with_the_way_out(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"{}")
+    with pytest.raises(SourceError) as caught:
+        load(tmp_path / name, silent)
+    assert "load it as a Booster" in (caught.value.hint or "")
+
+
 @pytest.mark.parametrize("source", [3, None, {"a": 1}, LinearRegression, object()])
 def test_objects_that_are_no_model_are_refused(source: object) -> None:
-    with pytest.raises(SourceError, match="neither an ONNX model nor a fitted scikit-learn estimator"):
+    with pytest.raises(SourceError, match="neither an ONNX model nor a trained model"):
         load(source, silent)
 
 
