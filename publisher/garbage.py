@@ -4,6 +4,7 @@ Rules:
 - Garbage is what no manifest lists, whoever signed it: a version that this repository's policy does not admit yet may
   be waiting for a second signature, so `Listing` knows of no policy.
 - A manifest that can't be read, of a later release for instance, may list anything: nothing of its model is garbage.
+- Where a manifest has signatures, a withdrawal without any makes no garbage: consumers under a policy don't believe it.
 - First the blobs are surveyed, then the registry is read. What was published between the two is listed, and what was
   uploaded after the survey is not seen.
 - Both read on from where they stopped. Of a chunk its size is kept, of a file the time of its newest chunk: a hundred
@@ -92,6 +93,7 @@ class Listing:
         self._repository: str | None = None
         self._versions: dict[str, dict[int, set[ListedFile]]] = {}
         self._unread: dict[str, set[int]] = {}
+        self._signed: set[tuple[str, int]] = set()
         self._files: dict[ListedFile, ListedFile] = {}  # one object of each: versions share most of theirs
 
     def read_on(self) -> None:
@@ -104,6 +106,10 @@ class Listing:
         """Whether every record of the model's versions could be read."""
         return not self._unread.get(model)
 
+    def is_signed(self, model: str, version: int) -> bool:
+        """Whether somebody signed this version's manifest; by what key is for a policy to say."""
+        return (model, version) in self._signed
+
     def files(self, model: str, *, but: int | None = None) -> set[ListedFile]:
         """What the versions of a model list; `but` leaves one out."""
         versions = self._versions.get(model, {})
@@ -111,21 +117,25 @@ class Listing:
 
     def _take(self, raw_key: bytes, value: bytes) -> None:
         if raw_key == REPOSITORY_KEY:
-            payload = _payload(value)
+            payload, _ = _opened(value)
             if self._repository is None and isinstance(payload, RepositoryIdentity):
                 self._repository = payload.uuid
             return
         key = RegistryKey.decode(raw_key)
         if key is None or key.kind != "version" or self._only not in (None, key.model):
             return
-        match payload := _payload(value):
+        payload, has_signatures = _opened(value)
+        match payload:
             case Manifest():
+                if has_signatures:
+                    self._signed.add((key.model, key.number))
                 # All that ever stood here: which of them counts is for each reader's policy to say.
                 files = self._versions.setdefault(key.model, {}).setdefault(key.number, set())
                 files.update(self._files.setdefault(file, file) for file in listed_files(payload))
             case Withdrawn(repository=repository, model=model, version=version):
                 # A record of another repository, or copied to this key, withdraws nothing.
-                if (repository, model, version) == (self._repository, key.model, key.number):
+                is_its_own = (repository, model, version) == (self._repository, key.model, key.number)
+                if is_its_own and (has_signatures or not self.is_signed(model, version)):
                     self._versions.get(key.model, {}).pop(key.number, None)
                     self._unread.get(key.model, set()).discard(key.number)
             case None:
@@ -190,11 +200,13 @@ def declared(manifest: Manifest, file: ListedFile) -> Iterator[tuple[int, int]]:
         yield index, min(file.chunk_bytes, size - index * file.chunk_bytes)
 
 
-def _payload(value: bytes) -> codec.Payload | None:
+def _opened(value: bytes) -> tuple[codec.Payload | None, bool]:
+    """The payload, if it can be read, and whether it bears signatures."""
     try:
-        return codec.unseal(codec.decode_envelope(value))
+        envelope = codec.decode_envelope(value)
+        return codec.unseal(envelope), bool(envelope.signatures)
     except WireError:
-        return None
+        return None, False
 
 
 def _chunk_key(raw: bytes | None) -> ChunkKey | None:

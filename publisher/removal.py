@@ -114,7 +114,7 @@ class Remover:
             force: Deletes a version that was live once too.
 
         Raises:
-            UsageError: It is live; or it was, and `force` is not given.
+            UsageError: It is live; or was live, and `force` is not given; or is signed, and no key is given.
             ModelNotFoundError, VersionNotFoundError: There is no such version.
             FencedError, BrokerError: As for a release; nothing is deleted.
         """
@@ -243,6 +243,12 @@ class _Deletion:
 
     def _check(self, seen: tuple[ModelEntry, ...]) -> None:
         name = ModelVersion(self._model, self._version)
+        self._listing.read_on()
+        if not self._holder.signers and self._listing.is_signed(self._model, self._version):
+            raise UsageError(
+                f"{name} is signed: consumers under a trust policy would go on believing in it, and find no chunks",
+                hint=f"Sign its withdrawal: modelcast delete {name} --sign KEY",
+            )
         if any(found.champion is not None and found.champion.version == self._version for found in seen):
             raise UsageError(
                 f"{name} is live and can't be deleted",

@@ -219,6 +219,18 @@ class TestDeleting:
         assert image(log, admission(BOTH)).models["fraud"].version(1)
         assert count_chunks(log) == 2
 
+    def test_who_has_no_key_takes_nothing_off_what_is_signed(self, log: MemoryLog, model: PreparedModel) -> None:
+        published = writer(log, "alice").publish("fraud", model, release=False).manifest
+        nobody = Remover(writer(log).holder)
+        with pytest.raises(UsageError, match="fraud@1 is signed"):
+            nobody.delete("fraud", 1, force=True)
+        withdrawn = Withdrawn(published.repository, "fraud", 1, 0, "mallory", "")
+        put(log, withdrawn, sealed(withdrawn))
+        nobody.collect(grace_s=-(10.0**9))
+        assert count_chunks(log) == 2
+        assert not Remover(writer(log, "alice", under=writers("fraud*: alice")).holder).delete("fraud", 1).repeated
+        assert count_chunks(log) == 0
+
     def test_no_withdrawal_is_signed_where_there_is_none(self, log: MemoryLog, model: PreparedModel) -> None:
         alice = writer(log, "alice", "bob", under=writers(BOTH))
         alice.publish("fraud", model, release=False)
