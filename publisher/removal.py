@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from modelcast.blobs import chunk_count
-from modelcast.errors import FencedError, OutcomeUnknownError, UsageError
+from modelcast.errors import BrokerError, FencedError, UsageError
 from modelcast.log import Log
 from modelcast.names import ModelRef, ModelVersion
 from modelcast.records import Manifest, Withdrawn
@@ -44,7 +44,8 @@ class Removed:
         chunks: Chunks that were given up, in all; 0 if the version had been withdrawn before.
         bytes: What they hold.
         repeated: Whether it had been withdrawn before.
-        left: Whether chunks were left to `gc`: somebody else took the model over, or what others list is not known.
+        left: Whether chunks were left to `gc`: somebody else took the model over, the broker went away, or what others
+            list is not known.
         store: Where its files stay, if they are not on the log.
     """
 
@@ -231,7 +232,7 @@ class _Deletion:
         for batch in _batches(doomed):
             try:
                 hold.commit(records, [tombstone for tombstone, _ in batch])
-            except (FencedError, OutcomeUnknownError):
+            except (FencedError, BrokerError):
                 if records:  # not withdrawn yet, or not known to be: start over
                     raise
                 left = True

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -15,11 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modelcast import codec, digest
-from modelcast.errors import FencedError, OutcomeUnknownError, UsageError, VersionNotFoundError
+from modelcast.errors import BrokerError, FencedError, OutcomeUnknownError, UsageError, VersionNotFoundError
 from modelcast.files.store import FileStore
 from modelcast.log import BEGINNING
 from modelcast.publisher import removal
-from modelcast.publisher.hold import Author, Holder, ModelHold
+from modelcast.publisher.hold import Author, Holder, ModelHold, Record, Tombstone
 from modelcast.publisher.prepare import PreparedModel
 from modelcast.publisher.removal import Garbage, Remover
 from modelcast.publisher.session import RegistryWriter
@@ -246,6 +246,25 @@ def test_a_deletion_that_loses_the_model_half_way_leaves_the_rest_to_gc(
         removed = remover.delete("fraud", 1)
     assert removed.left
     assert (removed.chunks, len(lying(log))) == (2, 3)
+    assert remover.collect(grace_s=0).chunks == 3
+
+
+def test_a_broker_that_leaves_after_the_withdrawal_leaves_the_rest_to_gc(
+    registry: RegistryWriter, remover: Remover, model: PreparedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(removal, "TOMBSTONES_PER_TRANSACTION", 2)
+    registry.publish("fraud", model, release=False)
+    commit = ModelHold.commit
+
+    def only_the_first(hold: ModelHold, records: Sequence[Record], tombstones: Sequence[Tombstone]) -> None:
+        if not records:
+            raise BrokerError("gone")
+        commit(hold, records, tombstones)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ModelHold, "commit", only_the_first)
+        removed = remover.delete("fraud", 1)
+    assert (removed.left, removed.repeated, removed.chunks) == (True, False, 2)
     assert remover.collect(grace_s=0).chunks == 3
 
 
