@@ -184,7 +184,7 @@ def explain_construction(exception: KafkaException) -> ModelcastError:
 
 def _tidy(text: str) -> str:
     """The part of librdkafka's sentence that says why."""
-    text = re.sub(r" \(after \d+ms in state \w+[^)]*\)", "", text)
+    text = re.sub(r" \(after \d+ms in state \w+(?:, \d+ identical error\(s\) suppressed)?\)", "", text)
     text = re.sub(r"^.*?: (?:Connect to \S+ failed|Failed to resolve '[^']*'): ", "", text)
     text = re.sub(r"^(?:Unable to produce message: |Message failed: )", "", text)
     return re.sub(r"^(?:Broker|Local): ", "", text).rstrip(". ")
