@@ -20,6 +20,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import inspect
 import itertools
 import os
 import stat
@@ -269,6 +270,20 @@ class _Folder:
         """Nothing is open between calls."""
 
 
+def _check_reachable(url: StoreUrl, kind: type) -> None:
+    """Before one is made: some that fail at once complain of themselves on standard error later."""
+    wanted = [
+        parameter.name
+        for parameter in list(inspect.signature(kind.__init__).parameters.values())[1:]  # type: ignore[misc]
+        if parameter.default is parameter.empty and parameter.kind is parameter.POSITIONAL_OR_KEYWORD
+    ]
+    if wanted:
+        raise UsageError(
+            f"the store {url} can't be reached by its URL alone: {url.scheme} wants {', '.join(wanted)}",
+            hint="Use s3://BUCKET/PREFIX or file:///FOLDER.",
+        )
+
+
 class _Remote:
     """An object store behind fsspec."""
 
@@ -295,6 +310,7 @@ class _Remote:
                 },
             }
         try:
+            _check_reachable(url, fsspec.get_filesystem_class(url.scheme))
             self._fs: Any = fsspec.filesystem(url.scheme, skip_instance_cache=True, use_listings_cache=False, **options)
         except ImportError as error:
             raise MissingExtraError(

@@ -178,6 +178,11 @@ def test_a_scheme_nobody_knows_is_refused() -> None:
         FileStore("gopher://host/models")
 
 
+def test_a_scheme_that_wants_more_than_its_url_is_refused() -> None:
+    with pytest.raises(UsageError, match="ftp://host/models can't be reached by its URL alone"):
+        FileStore("ftp://host/models")
+
+
 # A version by reference, fetched
 
 
