@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
@@ -12,7 +13,7 @@ from rich.markup import escape
 from modelcast import folders
 from modelcast.cli.options import CommandContext, plain
 from modelcast.cli.output import printable
-from modelcast.errors import ConfigError, UsageError
+from modelcast.errors import ConfigError, ExitCode, UsageError
 from modelcast.trust import clock, keys
 from modelcast.trust.policy import (
     ENV_TRUST_POLICY,
@@ -26,6 +27,7 @@ from modelcast.trust.signing import key_folder
 
 app = typer.Typer(
     no_args_is_help=True,
+    add_completion=False,
     rich_markup_mode="rich",
     help="Make signing keys, and say whose signatures count.",
     epilog="docs/TRUST.md is a short guide: signing, second approvals, what to do after a leak.",
@@ -141,6 +143,13 @@ def trust(
     _told(context, path, written, f"{rule}: {rule.threshold} of {', '.join(rule.keys)}")
     if len(rule.keys) > rule.threshold == 1:
         context.output.say("Each of them is enough alone; ask for more with [bold]--threshold[/bold]")
+    trusted = next(key for key in written.keys.values() if key.public == public)
+    if trusted.revoked is not None:
+        context.output.warn(
+            f"{trusted.name} is still revoked ({trusted.revoked}) and signs for nothing: "
+            f"make another key, or take that line out of {path}"
+        )
+    _warn_of_dead_rules(context, written)
 
 
 @app.command()
@@ -159,10 +168,7 @@ def revoke(
     path = _policy_file(policy)
     written = revoke_key(path, name, reason)
     _told(context, path, written, f"{name} is revoked: {reason}")
-    for rule in written.rules:
-        left = [key for key in rule.keys if written.keys[key].revoked is None]
-        if len(left) < rule.threshold:
-            context.output.warn(f"{rule} wants {rule.threshold} signatures, and {len(left)} of its keys are left")
+    _warn_of_dead_rules(context, written)
 
 
 @app.command()
@@ -171,7 +177,10 @@ def check(context: CommandContext, policy: PolicyFile = None) -> None:
     """Check a trust policy, and show what it says."""
     path = _policy_file(policy)
     found = read_policy(path)
-    now_ms = clock.SteadyClock(folders.state_folder()).now_ms()
+    now_ms = _now_ms()
+    _warn_of_dead_rules(context, found)
+    if not found.rules:
+        context.output.warn(f"{path} has no rules: every model is refused")
     if context.output.json:
         context.output.result(_as_json(path, found))
         return
@@ -221,6 +230,26 @@ def _told(context: CommandContext, path: Path, policy: TrustPolicy, what: str) -
         )
 
 
+def _warn_of_dead_rules(context: CommandContext, policy: TrustPolicy) -> None:
+    now_ms = _now_ms()
+    for rule in policy.rules:
+        keys_of_rule = [policy.keys[name] for name in rule.keys]
+        left = sum(key.revoked is None and not key.expired(now_ms) for key in keys_of_rule)
+        if left < rule.threshold:
+            context.output.warn(
+                f"{rule} admits nothing: it wants {_count(rule.threshold, 'signature')}, "
+                f"and {_count(left, 'key')} of it may still sign"
+            )
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def _now_ms() -> int:
+    return clock.SteadyClock(folders.state_folder()).now_ms()
+
+
 def _as_json(path: Path, policy: TrustPolicy) -> dict[str, object]:
     return {
         "policy": str(path),
@@ -259,5 +288,13 @@ def _is_private(entry: str | Path) -> bool:
 
 
 def _asked_twice() -> str:
-    first: str = typer.prompt("Passphrase", hide_input=True, confirmation_prompt=True, err=True)
+    if not sys.stdin.isatty():
+        raise UsageError(
+            "nobody can be asked for a passphrase: this is no terminal",
+            hint="Put it into MODELCAST_KEY_PASSPHRASE.",
+        )
+    try:
+        first: str = typer.prompt("Passphrase", hide_input=True, confirmation_prompt=True, err=True)
+    except typer.Abort:  # Ctrl-C: its exit code is not that of a fault
+        raise typer.Exit(ExitCode.INTERRUPTED) from None
     return first

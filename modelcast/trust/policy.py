@@ -134,9 +134,12 @@ def read_text(path: Path) -> str:
         if len(data) > MAX_POLICY_BYTES:
             raise ConfigError(f"trust policy {path} is larger than {MAX_POLICY_BYTES:,} bytes")
         return data.decode("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not TOML: {error}") from error
+    except OSError as error:
         raise ConfigError(
-            f"trust policy {path} can't be read: {error}", hint="Make one with: modelcast keys trust NAME --models …"
+            f"trust policy {path} can't be read: {error.strerror}",
+            hint=f"Check the path, or make one with: modelcast keys trust NAME --models PATTERN --policy {path}",
         ) from error
 
 

@@ -94,8 +94,31 @@ def test_revoking_says_what_is_left() -> None:
     status, out, err = call("revoke", "alice", "--reason", "laptop stolen")
     assert status == 0
     assert "alice is revoked: laptop stolen" in out
-    assert "wants 1 signatures, and 0 of its keys are left" in err.replace("\n", " ")
+    dead = "admits nothing: it wants 1 signature, and 0 keys of it may still sign"
+    assert dead in err.replace("\n", " ")
+    assert dead in call("check")[2].replace("\n", " ")
     assert as_json("check")["keys"][0]["revoked"] == "laptop stolen"
+    _, _, err = call("trust", "alice", "--models", "churn")
+    assert "alice is still revoked (laptop stolen)" in err.replace("\n", " ")
+
+
+def test_a_key_that_is_trusted_after_its_time_is_warned_of() -> None:
+    as_json("new", "alice")
+    assert "0 keys of it may still sign" in call("trust", "alice", "--models", "x", "--expires", "2020-01-01")[2]
+
+
+def test_a_policy_without_rules_is_warned_of(tmp_path: Path) -> None:
+    (tmp_path / "empty.toml").touch()
+    assert "every model is refused" in call("check", "--policy", str(tmp_path / "empty.toml"))[2]
+
+
+def test_a_passphrase_is_not_asked_for_where_nobody_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO("open sesame\n" * 2))
+    assert "MODELCAST_KEY_PASSPHRASE" in fails("new", "alice", "--passphrase")
+
+
+def test_help_offers_no_completion() -> None:
+    assert "completion" not in call("--help")[1]
 
 
 def test_the_latest_time_seen_is_forgotten_on_request(tmp_path: Path) -> None:
