@@ -91,11 +91,11 @@ def as_dict(verdict: Verdict | None) -> dict[str, object]:
     return {} if verdict is None else {"admitted": verdict.admitted}
 
 
-def say_waiting(output: Output, name: str, verdict: Verdict | None) -> None:
-    """Says where what was written counts only once others signed it too, and how they do that."""
+def say_waiting(output: Output, what: str, name: str, verdict: Verdict | None) -> None:
+    """Says where `what` counts only once others signed it too, and how they do that: `sign NAME`."""
     if verdict is not None and not verdict.admitted:
         output.say(
-            f"It counts once others have signed it too ({escape(printable(verdict.message))}): "
+            f"{what} counts once others have signed it too ({escape(printable(verdict.message))}): "
             f"[bold]modelcast sign {escape(name)} --sign KEY[/bold]"
         )
 
@@ -112,4 +112,4 @@ def _print_release(context: CommandContext, made: Release, verdict: Verdict | No
         },
         f"Released [bold]{escape(str(made.id))}[/bold]{back} (release {made.sequence})",
     )
-    say_waiting(context.output, made.model, verdict)
+    say_waiting(context.output, "The release", made.model, verdict)

@@ -122,9 +122,9 @@ def publish(
         verdict = publisher.verdict(name)
     output.result({**published.as_dict(), **as_dict(verdict)}, _text(published))
     if not dry_run:
-        say_waiting(output, str(published.manifest.id), verdict)
+        say_waiting(output, "The version", str(published.manifest.id), verdict)
         if published.release is not None:
-            say_waiting(output, name, verdict)
+            say_waiting(output, "The release", name, verdict)
     if published.release is None and not dry_run:
         command = f"modelcast release {published.manifest.model} {published.manifest.version}"
         output.say(f"Nothing goes live until it is released: [bold]{command}[/bold]")

@@ -15,6 +15,7 @@ from modelcast.errors import ExitCode, UsageError
 from modelcast.names import ModelRef
 from modelcast.trust.options import PolicyOption, SignOption
 
+from .cli import as_dict, say_waiting
 from .publisher import ModelPublisher
 from .removal import Collected, Removed
 
@@ -40,6 +41,7 @@ def delete(
         raise UsageError(f"{name!r} names no version", hint=f"Name one: modelcast delete {name}@NUMBER")
     with ModelPublisher.connect(context.connection, signing_keys=sign, trust_policy=trust_policy) as publisher:
         removed = publisher.delete(ref.model, ref.version, message=message, force=force)
+        verdict = None if removed.repeated else publisher.verdict(ref.model)
     context.output.result(
         {
             "model": ref.model,
@@ -51,10 +53,13 @@ def delete(
             "bytes": removed.bytes,
             "left": removed.left,
             "store": removed.store,
+            **as_dict(verdict),
         },
         _removed_text(removed),
     )
-    if removed.left:
+    if verdict is not None and not verdict.admitted:  # no garbage before it counts
+        say_waiting(context.output, "The withdrawal", f"{removed.id} --withdrawal", verdict)
+    elif removed.left:
         context.output.say("Some of its chunks are left: take them off with [bold]modelcast gc[/bold]")
     if removed.store is not None:
         context.output.say(f"Its files stay in {escape(printable(removed.store))}")

@@ -211,6 +211,12 @@ def test_two_people_on_the_command_line(world: World, tmp_path: Path) -> None:
     shown = shell.json("show", "fraud", *trusting)
     assert (shown["live"], shown["trust"]["admitted"], shown["release"]["admitted"]) == (True, True, True)
     assert "accepted: signed by alice, carol" in shell.says("show", "fraud", *trusting)
+    shell.json(*publish, "--sign", "alice", "--sign", "carol", *trusting)
+    withdrawn = ("delete", "fraud@1", "--force", "--sign", "alice", *trusting)
+    assert shell.json(*withdrawn)["admitted"] is False
+    assert shell.json("show", "fraud@1", *trusting)["trust"]["admitted"] is True
+    assert shell.json("sign", "fraud@1", "--withdrawal", "--sign", "carol", *trusting)["admitted"] is True
+    assert "was withdrawn" in shell.fails("show", "fraud@1", *trusting, status=4)
     keys("revoke", "carol", "--reason", "laptop stolen", "--policy", policy)
     assert "laptop stolen" in shell.says("show", "fraud", *trusting)
 
