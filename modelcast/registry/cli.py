@@ -165,9 +165,11 @@ def _summary(entry: ModelEntry) -> dict[str, Any]:
 def _version(record: VersionRecord | Withdrawn) -> dict[str, Any]:
     if isinstance(record, Withdrawn):
         return {
+            "model": record.model,
             "version": record.version,
             "withdrawn": True,
             "created_ms": record.created_ms,
+            "created_by": record.created_by,
             "message": record.message,
         }
     return describe(record.manifest)
@@ -177,7 +179,8 @@ def _version_row(entry: ModelEntry, number: int) -> tuple[str, ...]:
     record = entry.versions[number]
     if isinstance(record, Withdrawn):
         reason = f": {record.message}" if record.message else ""
-        return str(number), _time(record.created_ms), record.created_by, "", f"withdrawn{reason}"
+        # Its own record tells nothing of the publication any more.
+        return str(number), "", "", "", f"withdrawn{reason} (by {record.created_by}, {_time(record.created_ms)})"
     live = entry.champion is not None and entry.champion.version == number
     manifest = record.manifest
     return (

@@ -57,7 +57,10 @@ def test_a_version_is_deleted_once_with_its_reason_and_the_live_one_never(shell:
     assert "fraud@3 was withdrawn: wrong [bold]data" in shell.fails("show", "fraud@3", status=4)
     assert "fraud@3 was withdrawn" in shell.fails("release", "fraud", "3", status=4)
     assert "Deleted fraud@1" in shell.says("delete", "fraud@1", "--force")
-    assert "withdrawn: wrong [bold]data" in shell.says("history", "fraud")
+    assert "withdrawn: wrong [bold]data (by " in shell.says("history", "fraud")
+    told = next(v for v in shell.json("history", "fraud")["versions"] if v["version"] == 3)
+    assert (told["model"], told["withdrawn"], told["message"]) == ("fraud", True, "wrong [bold]data")
+    assert told["created_by"]
 
 
 def test_gc_shows_takes_and_then_finds_nothing(shell: Shell, log: KafkaLog) -> None:
