@@ -201,7 +201,7 @@ class RegistryWriter:
         manifest = Manifest(
             repository=hold.repository,
             model=hold.model,
-            version=hold.entry.latest_version + 1,
+            version=hold.image.next_version(hold.model),
             created_ms=self.holder.author.now_ms(),
             created_by=self.holder.author.name,
             message=message,
@@ -224,7 +224,7 @@ class RegistryWriter:
         return Release(
             repository=hold.repository,
             model=hold.model,
-            sequence=hold.entry.latest_sequence + 1,
+            sequence=hold.image.next_sequence(hold.model),
             version=version,
             created_ms=self.holder.author.now_ms(),
             created_by=self.holder.author.name,

@@ -8,7 +8,8 @@ Rules:
   takes the place of the version for ever.
 - A tombstone changes nothing: only a withdrawn record deletes.
 - Whether a record counts at all is for the `Admission` to say, by its signatures, before its payload is parsed. One
-  that is not admitted counts for nothing and holds no place: its key may be used by one that is.
+  that is not admitted counts for nothing and holds no place: its key may be used by one that is. Its number is not
+  given again all the same (`next_version`, `next_sequence`), if it may be one that was given.
 - The same version or release again adds its signers to those of the first, and brings newer hints.
 - What can't be used is kept as a `RecordFault`, so that it is seen; it never stops the replay.
 
@@ -34,6 +35,7 @@ from modelcast.topics import REPOSITORY_KEY, RegistryKey
 from modelcast.trust.admission import EVERYTHING, Admission, Verdict
 
 K = TypeVar("K")
+V = TypeVar("V")
 
 UNTRUSTED_HINT = "See who signed it, and what its policy says, with: modelcast show NAME --trust-policy FILE"
 
@@ -43,6 +45,11 @@ MAX_FAULTS = 100
 MAX_FAULT_CHARS = 500
 # So are the records that were not admitted: the latest models and versions that have one.
 MAX_UNTRUSTED = 1_000
+# Numbers that may be given before a policy counts any: a release every hour for eleven years. One that is further ahead
+# of all that count was never given: whoever claims it can move the numbers on by so much, and never to their end.
+MAX_AHEAD = 100_000
+# Models and kinds whose highest such number is known, the latest of them: more than a repository has of them.
+MAX_PASSED = 20_000
 
 
 @dataclass(frozen=True)
@@ -176,6 +183,8 @@ class RegistryImage:
         untrusted_releases: By model, the release that was not admitted: of the highest sequence, and before all others
             one that has signatures which count, but not enough.
         untrusted_versions: Versions that were not admitted, and whose place no admitted one took.
+        passed: By kind and model, the highest number of a record that was not admitted, no more than `MAX_AHEAD` above
+            those that counted when it was read.
     """
 
     repository: RepositoryIdentity | None = None
@@ -184,6 +193,17 @@ class RegistryImage:
     faults: tuple[RecordFault, ...] = ()
     untrusted_releases: Mapping[str, Untrusted] = field(default_factory=dict)
     untrusted_versions: Mapping[ModelVersion, Untrusted] = field(default_factory=dict)
+    passed: Mapping[tuple[str, str], int] = field(default_factory=dict)
+
+    def next_version(self, model: str) -> int:
+        """The number to give: above those of all versions, also of such that are not admitted."""
+        entry = self.models.get(model) or ModelEntry(model)
+        return max(entry.latest_version, self.passed.get(("version", model), 0)) + 1
+
+    def next_sequence(self, model: str) -> int:
+        """The same of releases."""
+        entry = self.models.get(model) or ModelEntry(model)
+        return max(entry.latest_sequence, self.passed.get(("release", model), 0)) + 1
 
     def model(self, name: str) -> ModelEntry:
         """Raises ModelNotFoundError."""
@@ -248,10 +268,12 @@ class RegistryDelta:
         self._versions: dict[str, dict[int, VersionRecord | Withdrawn]] = {}
         self._releases: dict[str, dict[int, Release]] = {}
         self._standings: dict[str, dict[int, Standing]] = {}
-        self._highest: dict[str, int] = {}
+        self._champions: dict[str, int] = {}
+        self._highest: dict[tuple[str, str], int] = {}
         self._reserved: dict[str, dict[str, int]] = {}
         self._untrusted_releases = dict(base.untrusted_releases)
         self._untrusted_versions = dict(base.untrusted_versions)
+        self._passed = dict(base.passed)
         self._faults = list(base.faults)
 
     def replay(self, record: LogRecord) -> None:
@@ -285,6 +307,7 @@ class RegistryDelta:
             tuple(self._faults[-MAX_FAULTS:]),
             self._untrusted_releases,
             self._untrusted_versions,
+            self._passed,
         )
 
     def _replay(self, raw_key: bytes, value: bytes, offset: int) -> None:
@@ -306,6 +329,7 @@ class RegistryDelta:
             # Whoever can't read a record must not give its number again: it would take the record's place.
             held = self._reserved.setdefault(key.model, {})
             held[key.kind] = max(key.number, held.get(key.kind, 0))
+            self._count(key)
             raise
         match key.kind, payload:
             case "version", Manifest() | Withdrawn():
@@ -328,22 +352,39 @@ class RegistryDelta:
     def _set_aside(self, record: Untrusted) -> None:
         key = record.key
         self._fault(record.offset, key.encode(), str(record), record.verdict)
+        if key.number <= self._counted(key) + MAX_AHEAD:
+            before = self._passed.pop((key.kind, key.model), 0)
+            self._passed[key.kind, key.model] = max(before, key.number)
+            _forget_early(self._passed, MAX_PASSED)
         if key.kind == "version":
             version = ModelVersion(key.model, key.number)
             self._untrusted_versions.pop(version, None)
             self._untrusted_versions[version] = record
-            _forget_early(self._untrusted_versions)
+            _forget_early(self._untrusted_versions, MAX_UNTRUSTED)
             return
         if key.number <= self._champion(key.model):
             return  # it would not be in force anyway, and must not hide one that would
-        before = self._untrusted_releases.pop(key.model, None)
-        self._untrusted_releases[key.model] = record if before is None else max(before, record, key=_claim)
-        _forget_early(self._untrusted_releases)
+        known = self._untrusted_releases.pop(key.model, None)
+        self._untrusted_releases[key.model] = record if known is None else max(known, record, key=_claim)
+        _forget_early(self._untrusted_releases, MAX_UNTRUSTED)
 
     def _champion(self, model: str) -> int:
         base = self._base.models.get(model)
         before = base.champion.sequence if base is not None and base.champion is not None else 0
-        return max(before, self._highest.get(model, 0))
+        return max(before, self._champions.get(model, 0))
+
+    def _count(self, key: RegistryKey) -> None:
+        self._highest[key.kind, key.model] = max(key.number, self._counted(key))
+
+    def _counted(self, key: RegistryKey) -> int:
+        """The highest number of the key's kind and model that counts so far."""
+        known = self._highest.get((key.kind, key.model))
+        if known is not None:
+            return known
+        base = self._base.models.get(key.model)
+        if base is None:
+            return 0
+        return base.latest_version if key.kind == "version" else base.latest_sequence
 
     def _fault(self, offset: int, key: bytes, message: str, verdict: Verdict | None = None) -> None:
         told = key[:MAX_FAULT_CHARS].decode("utf-8", "replace")
@@ -362,6 +403,7 @@ class RegistryDelta:
         base = self._base.models.get(key.model)
         known = versions.get(key.number) or (base and base.versions.get(key.number))
         self._untrusted_versions.pop(ModelVersion(key.model, key.number), None)
+        self._count(key)
         match known, payload:
             case None, Manifest():
                 versions[key.number] = VersionRecord(payload, record.hints, record.offset, record.signers)
@@ -381,7 +423,8 @@ class RegistryDelta:
         if key.number not in standings and key.number not in base.standings:
             releases[key.number] = release
             standings[key.number] = standing
-            self._highest[key.model] = max(key.number, self._highest.get(key.model, 0))
+            self._champions[key.model] = max(key.number, self._champions.get(key.model, 0))
+            self._count(key)
             refused = self._untrusted_releases.get(key.model)
             if refused is not None and refused.key.number <= key.number:
                 del self._untrusted_releases[key.model]
@@ -416,6 +459,6 @@ def _united(known: tuple[str, ...], more: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(dict.fromkeys((*known, *more)))
 
 
-def _forget_early(records: dict[K, Untrusted]) -> None:
-    if len(records) > MAX_UNTRUSTED:
+def _forget_early(records: dict[K, V], most: int) -> None:
+    if len(records) > most:
         del records[next(iter(records))]

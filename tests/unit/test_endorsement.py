@@ -166,21 +166,21 @@ class TestF14:
             put(log, release, sealed(release, "mallory"))
         return manifest
 
-    def test_f14_a_publisher_goes_on_from_the_highest_trusted_sequence(
+    def test_f14_a_publisher_goes_on_from_the_highest_trusted_sequence_past_what_the_leaked_key_took(
         self, log: MemoryLog, model: PreparedModel
     ) -> None:
         self.leaked(log, model)
         revoked = writers("fraud*: alice")
         published = writer(log, "alice", under=revoked).publish("fraud", model, release=True)
         assert published.release is not None
-        assert (published.manifest.version, published.release.sequence) == (2, 2)
+        assert (published.manifest.version, published.release.sequence) == (2, 8)
         champion = image(log, admission("fraud*: alice")).models["fraud"].champion
         assert champion == published.release
 
-    def test_f14_a_number_the_leaked_key_took_is_given_again(self, log: MemoryLog, model: PreparedModel) -> None:
+    def test_f14_numbers_are_given_one_after_another_below_one_that_was_run_up(self, log: MemoryLog, model: PreparedModel) -> None:
         self.leaked(log, model)
         alice = writer(log, "alice", under=writers("fraud*: alice"))
-        assert [alice.publish("fraud", model, release=True).release.sequence for _ in range(7)][-1] == 8  # type: ignore[union-attr]
+        assert [alice.publish("fraud", model, release=True).release.sequence for _ in range(7)][-1] == 14  # type: ignore[union-attr]
         assert image(log, admission("fraud*: alice")).models["fraud"].champion.version == 8  # type: ignore[union-attr]
 
 
@@ -282,3 +282,17 @@ def test_what_consumers_run_is_not_deleted_while_its_successor_waits_for_a_signa
     endorse(writer(log, "bob", under=writers(BOTH)).holder, "fraud", 2)
     endorse(writer(log, "bob", under=writers(BOTH)).holder, "fraud", None)
     assert not Remover(both.holder).delete("fraud", 1, force=True).repeated
+
+
+def test_whoever_introduces_a_policy_goes_on_with_the_numbers(log: MemoryLog, model: PreparedModel) -> None:
+    for _ in range(5):
+        writer(log).publish("fraud", model, release=True)
+    for version in (1, 2):
+        writer(log).release("fraud", version)
+    alice = writer(log, "alice", under=writers("fraud*: alice"))
+    rehearsed = alice.rehearse("fraud", model, release=True)
+    published = alice.publish("fraud", model, release=True)
+    assert published.release is not None
+    assert (published.manifest.version, published.release.sequence) == (6, 8)
+    assert (rehearsed.manifest.version, rehearsed.release and rehearsed.release.sequence) == (6, 8)
+    assert image(log, admission("fraud*: alice")).resolve(ModelRef("fraud")).manifest == published.manifest

@@ -13,7 +13,7 @@ from modelcast.errors import ModelNotFoundError, RepositoryNotFoundError, Versio
 from modelcast.log import TopicSpec
 from modelcast.names import ModelRef, ModelVersion
 from modelcast.records import ChunkHint, Envelope, RepositoryIdentity
-from modelcast.registry.image import MAX_FAULTS, MAX_UNTRUSTED, RegistryImage, VersionRecord
+from modelcast.registry.image import MAX_AHEAD, MAX_FAULTS, MAX_UNTRUSTED, RegistryImage, VersionRecord
 from modelcast.registry.reader import RegistryReader
 from modelcast.testing.memory import MemoryLog
 from modelcast.topics import RegistryKey, Topics
@@ -199,3 +199,33 @@ def test_the_release_that_waits_for_a_signature_is_named_before_a_higher_one_nob
     both = admission("fraud*: alice bob: 2")
     found = image(ROOT, record(release(2, 1), "alice"), record(release(9000, 1), "mallory"), under=both)
     assert found.untrusted_releases["fraud"].key.number == 2
+
+
+class TestNumbers:
+    """A policy says what counts; a number that was given once stays given."""
+
+    def test_what_was_given_before_the_policy_is_not_given_again(self) -> None:
+        history = [*(record(manifest(n)) for n in range(1, 6)), *(record(release(n, 1)) for n in range(1, 8))]
+        found = image(ROOT, *history, under=ALICE)
+        assert (found.next_version("fraud"), found.next_sequence("fraud")) == (6, 8)
+        after = image(record(manifest(6), "alice"), record(release(8, 6), "alice"), base=found, under=ALICE)
+        assert (after.next_version("fraud"), after.next_sequence("fraud")) == (7, 9)
+        assert (after.next_version("other"), after.next_sequence("other")) == (1, 1)
+
+    @pytest.mark.parametrize("signer", [(), ("mallory",)])
+    def test_a_number_far_ahead_is_nobodys(self, signer: tuple[str, ...]) -> None:
+        history = [*(record(manifest(n)) for n in range(1, 6)), *(record(release(n, 1)) for n in range(1, 8))]
+        last = RegistryKey("release", "fraud", 2**63 - 1).encode()
+        attack = (record(manifest(2**31 - 1), *signer), record(release(1, 1), *signer, at=last))
+        found = image(ROOT, *history, *attack, under=ALICE)
+        assert (found.next_version("fraud"), found.next_sequence("fraud")) == (6, 8)
+
+    def test_the_numbers_are_moved_on_by_a_bounded_step_at_most(self) -> None:
+        counted = (ROOT, record(manifest(3), "alice"))
+        near, far = record(manifest(3 + MAX_AHEAD)), record(manifest(4 + MAX_AHEAD))
+        assert image(*counted, near, far, under=ALICE).next_version("fraud") == 4 + MAX_AHEAD
+        assert image(*counted, far, under=ALICE).next_version("fraud") == 4
+
+    def test_they_survive_more_refused_records_than_are_kept(self) -> None:
+        flood = [record(manifest(1, model=f"m{n}")) for n in range(2 * MAX_UNTRUSTED)]
+        assert image(ROOT, record(manifest(5)), *flood, under=ALICE).next_version("fraud") == 6
