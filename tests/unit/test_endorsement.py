@@ -177,7 +177,9 @@ class TestF14:
         champion = image(log, admission("fraud*: alice")).models["fraud"].champion
         assert champion == published.release
 
-    def test_f14_numbers_are_given_one_after_another_below_one_that_was_run_up(self, log: MemoryLog, model: PreparedModel) -> None:
+    def test_f14_numbers_are_given_one_after_another_below_one_that_was_run_up(
+        self, log: MemoryLog, model: PreparedModel
+    ) -> None:
         self.leaked(log, model)
         alice = writer(log, "alice", under=writers("fraud*: alice"))
         assert [alice.publish("fraud", model, release=True).release.sequence for _ in range(7)][-1] == 14  # type: ignore[union-attr]
