@@ -154,7 +154,8 @@ class Fetcher:
     def _by_hints(
         self, record: VersionRecord, targets: Mapping[str, Target], is_done: Callable[[], bool]
     ) -> Iterator[tuple[ChunkKey, bytes]]:
-        hints = [hint for hint in record.hints if hint.digest in targets]
+        # One a file, as publishers write them: nobody signs hints, and thousands would cost a seek each.
+        hints = {hint.digest: hint for hint in record.hints if hint.digest in targets}.values()
         if not hints:
             return
         topic = self._topics.blobs

@@ -158,6 +158,20 @@ def test_f07_stale_hints_fall_back_to_a_scan_by_key(repository: Repository, cach
     assert log.readers == 2
 
 
+def test_of_many_hints_of_a_file_one_is_followed(repository: Repository, cache: Cache) -> None:
+    files = {"tensors/0.bin": FILES["tensors/0.bin"]}
+    name = digest.of_bytes(files["tensors/0.bin"])
+    home = repository.home("fraud", name)
+    for index in range(2_000):
+        repository.send("fraud", name, index, b"other chunk size", chunk_bytes=16)
+    record = repository.publish(files)
+    scattered = tuple(ChunkHint(name, home, at, at) for at in range(0, 2_000, 100))
+    log = Counting(repository.log)
+    view = Fetcher(log, TOPICS, cache).fetch(replace(record, hints=(*scattered, *record.hints)))
+    assert contents(view) == files
+    assert (log.readers, log.records) == (1, len(chunks(files["tensors/0.bin"])))
+
+
 def test_f06_chunks_out_of_order_doubled_and_deleted_in_between_are_taken(repository: Repository, cache: Cache) -> None:
     data = FILES["tensors/0.bin"]
     name = digest.of_bytes(data)
