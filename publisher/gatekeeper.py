@@ -5,6 +5,7 @@
 - A metric that was measured of the candidate is measured of the champion too, on the same rows, if a requirement
   compares them; what the champion's publisher stated, of other rows perhaps, does not count then.
 - What was measured here goes before what was stated.
+- The champion is the one that consumers run. One that is live and can't be seen lets nothing through.
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from modelcast.registry.image import ModelEntry, VersionRecord
+from modelcast.errors import GateError, VersionNotFoundError
+from modelcast.names import ModelRef
+from modelcast.registry.image import VersionRecord
 
 from . import gates
 from .gates import NO_CHAMPION, Champion, GateReport
@@ -20,6 +23,7 @@ from .measures import CLASS_METRICS, VALUE_METRICS, Measured
 
 if TYPE_CHECKING:
     from .evaluate import Champions, Evaluation
+    from .hold import ModelView
     from .prepare import PreparedModel
     from .upload import Progress
 
@@ -75,16 +79,22 @@ class Gatekeeper:
             self._measured = self._evaluation[0].score(prepared.directory, prepared.signature, "the candidate")
             self._metrics.update(self._measured.metrics)
 
-    def __call__(self, entry: ModelEntry) -> GateReport:
-        """Raises GateError, UsageError as `gates.judge`; and what fetching and measuring a champion may raise."""
+    def __call__(self, seen: Callable[[], ModelView]) -> GateReport:
+        """Judges the candidate; `seen` gives what consumers see, and is asked only if a requirement follows it.
+
+        Raises:
+            GateError, UsageError: As `gates.judge`; GateError also if nothing can be known of the live version.
+            ModelcastError: Whatever reading the registry, and fetching and measuring a champion may raise.
+        """
         measured = self._measured.metrics if self._measured else {}
         missing = self._measured.missing if self._measured else {}
-        champion = self._champion(entry) if self._requirements else NO_CHAMPION
+        follows = any(requirement.is_relative for requirement in self._requirements)
+        champion = self._champion(seen()) if follows else NO_CHAMPION
         return GateReport(measured, gates.judge(self._requirements, self._metrics, champion, missing=missing))
 
-    def _champion(self, entry: ModelEntry) -> Champion:
-        record = entry.versions.get(entry.champion.version) if entry.champion else None
-        if not isinstance(record, VersionRecord):
+    def _champion(self, view: ModelView) -> Champion:
+        record = self._live(view)
+        if record is None:
             return NO_CHAMPION
         manifest = record.manifest
         stated = {**manifest.metrics, **gates.probe_metrics(manifest.probe, manifest.size_bytes)}
@@ -94,6 +104,21 @@ class Gatekeeper:
         found = self._measure(record)
         kept = {name: value for name, value in stated.items() if name not in own}
         return Champion(manifest.id, {**kept, **found.metrics}, found.missing)
+
+    def _live(self, view: ModelView) -> VersionRecord | None:
+        """The live version, if there is one."""
+        live = view.entry.champion
+        if live is None:
+            return None
+        try:
+            return view.image.resolve(ModelRef(view.model, live.version))
+        except VersionNotFoundError as error:
+            first = next(requirement for requirement in self._requirements if requirement.is_relative)
+            raise GateError(
+                f"requirement '{first}' follows the champion, of which nothing is known: {error.message}",
+                hint=f"See what is wrong with it with: modelcast show {view.model}@{live.version}; "
+                "or compare with a number instead.",
+            ) from error
 
     def _measure(self, record: VersionRecord) -> Measured:
         version = record.manifest.version

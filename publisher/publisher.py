@@ -24,7 +24,6 @@ from modelcast.files.store import FileStore
 from modelcast.files.store_url import Stores
 from modelcast.names import check_model_name
 from modelcast.records import Release
-from modelcast.registry.image import ModelEntry
 from modelcast.registry.repository import check_topics
 from modelcast.trust.admission import EVERYTHING, Verdict
 from modelcast.trust.signing import load_signers, writing_admission
@@ -40,6 +39,7 @@ from .upload import Progress
 if TYPE_CHECKING:
     from .evaluate import Champions, Evaluation
     from .examples import ExamplesSource
+    from .hold import ModelView
     from .sources import Source
 
 P = ParamSpec("P")
@@ -211,8 +211,8 @@ class ModelPublisher:
                     store=files,
                 )
 
-            def gate(entry: ModelEntry) -> GateReport:
-                report = gatekeeper(entry)
+            def gate(seen: Callable[[], ModelView]) -> GateReport:
+                report = gatekeeper(seen)
                 tell("upload")
                 return report
 

@@ -19,7 +19,6 @@ from modelcast.errors import UsageError
 from modelcast.files.store import FileStore
 from modelcast.log import Log
 from modelcast.records import ChunkHint, Manifest, Release
-from modelcast.registry.image import ModelEntry
 from modelcast.topics import Topics
 from modelcast.trust.admission import EVERYTHING, Admission
 from modelcast.trust.keys import Signer
@@ -32,8 +31,9 @@ from .upload import CHUNK_BYTES, Progress, Uploader, missing
 if TYPE_CHECKING:
     from .prepare import PreparedModel
 
-# Judges a version against what the registry says of its model; raises GateError if it may not be published.
-Gate = Callable[[ModelEntry], GateReport]
+# Judges a version against what consumers see of its model, which it may ask for; raises GateError if the version may
+# not be published.
+Gate = Callable[[Callable[[], ModelView]], GateReport]
 
 # Below Kafka's default limits of 1,000,000 bytes, with room for key and record overhead.
 MAX_RECORD_BYTES = 990_000
@@ -83,7 +83,7 @@ class RegistryWriter:
             resend: Sends files that live versions have too, which mends damaged chunks of all of them.
             store: Where the files go in the place of the log.
             gate: Asked, each time the id was taken and before anything is sent, whether this version may follow what
-                the registry says of the model; raises if not.
+                consumers see of the model; raises if not.
 
         Raises:
             UsageError: The manifest would be too large for a record.
@@ -197,7 +197,7 @@ class RegistryWriter:
         store: FileStore | None,
     ) -> Manifest:
         """The next version's manifest, once the gate let it through and a record can hold it."""
-        report = GateReport() if gate is None else gate(hold.entry)
+        report = GateReport() if gate is None else gate(partial(self._seen, hold))
         manifest = Manifest(
             repository=hold.repository,
             model=hold.model,
@@ -219,6 +219,11 @@ class RegistryWriter:
         )
         _check_size(manifest)
         return manifest
+
+    def _seen(self, hold: ModelView) -> ModelView:
+        """What consumers see of the model; the writer goes on also from what waits for others' signatures."""
+        consumers = self.holder.strictly()
+        return hold if consumers.admission is self.holder.admission else consumers.view(hold.model)
 
     def _release(self, hold: ModelView, version: int, message: str, *, restores: int | None = None) -> Release:
         return Release(

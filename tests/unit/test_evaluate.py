@@ -15,6 +15,7 @@ from modelcast.errors import GateError, UsageError
 from modelcast.files.cache import Cache
 from modelcast.files.fetch import Fetcher
 from modelcast.publisher import evaluate
+from modelcast.publisher.endorsement import endorse
 from modelcast.publisher.evaluate import Champions, Evaluation
 from modelcast.publisher.gatekeeper import Gatekeeper
 from modelcast.publisher.prepare import PreparedModel, prepare
@@ -24,6 +25,7 @@ from modelcast.testing.memory import MemoryLog
 from modelcast.topics import Topics
 
 from .prepared import prepared as files
+from .trust_rig import admission, key
 
 TOPICS = Topics("test")
 ROWS = 400
@@ -155,9 +157,9 @@ def test_a_champion_is_measured_once_and_another_one_anew(
     gate = keeper(log, "auc>=champion-0.5", told=told)
     gate.admit(poor)
     for _ in range(2):
-        gate(registry.holder.view("fraud").entry)
+        gate(lambda: registry.holder.view("fraud"))
     registry.publish("fraud", poor, release=True)
-    assert "fraud@2 has" in gate(registry.holder.view("fraud").entry).passed[0]
+    assert "fraud@2 has" in gate(lambda: registry.holder.view("fraud")).passed[0]
     assert told == ["evaluate", "evaluate the champion fraud@1", "evaluate the champion fraud@2"]
 
 
@@ -168,11 +170,11 @@ def test_without_rows_the_champions_stated_metric_is_the_measure(
     registry.publish("fraud", good[0], release=True, metrics={"auc": 0.995})
     gate = keeper(log, "auc>=champion-0.01", data=False)
     gate.admit(good[0])
-    entry = registry.holder.view("fraud").entry
-    assert gate(entry).passed == ("auc 0.99 >= 0.985 (champion-0.01, fraud@1 has 0.995)",)
+    view = registry.holder.view("fraud")
+    assert gate(lambda: view).passed == ("auc 0.99 >= 0.985 (champion-0.01, fraud@1 has 0.995)",)
     registry.publish("fraud", good[0], release=True)
     with pytest.raises(UsageError, match="fraud@2 has none in its manifest") as refused:
-        gate(registry.holder.view("fraud").entry)
+        gate(lambda: registry.holder.view("fraud"))
     assert "--evaluate" in (refused.value.hint or "")
 
 
@@ -221,3 +223,37 @@ def test_a_champion_released_during_the_upload_is_the_one_to_beat(log: MemoryLog
     assert list(entry.versions) == [1, 2]
     assert entry.champion is not None
     assert entry.champion.version == 2
+
+
+class TestUnderAPolicy:
+    """The champion to beat is the one that consumers run."""
+
+    BOTH = "fraud: alice bob: 2"
+
+    def writer(self, log: MemoryLog, *names: str) -> RegistryWriter:
+        under = admission(self.BOTH, one_is_enough=True)
+        return RegistryWriter(log, TOPICS, signers=[key(name) for name in names], admission=under)
+
+    def test_what_waits_for_a_signature_is_not_the_champion(self, log: MemoryLog, tmp_path: Path) -> None:
+        first, poor, next_ = (files(tmp_path / name, {"model.onnx": name.encode()}) for name in "abc")
+        self.writer(log, "alice", "bob").publish("fraud", first, release=True, metrics={"auc": 0.995})
+        alice = self.writer(log, "alice")
+        alice.publish("fraud", poor, release=True, metrics={"auc": 0.1})
+        gate = keeper(log, "auc>=champion", data=False)  # of the candidate's 0.99
+        with pytest.raises(GateError, match=r"fraud@1 has 0\.995"):
+            alice.publish("fraud", next_, release=True, gate=gate)
+        with pytest.raises(GateError, match=r"fraud@1 has 0\.995"):
+            alice.rehearse("fraud", next_, release=True, gate=gate)
+
+    def test_a_champion_whose_manifest_does_not_count_can_not_be_beaten(self, log: MemoryLog, tmp_path: Path) -> None:
+        model = files(tmp_path / "a", {"model.onnx": b"a"})
+        alice, bob = self.writer(log, "alice"), self.writer(log, "bob")
+        alice.publish("fraud", model, release=True, metrics={"auc": 0.995})
+        endorse(bob.holder, "fraud", None)  # the release, and not the version
+        relative, plain = (keeper(log, text, data=False) for text in ("auc>=champion", "auc>=0.5"))
+        with pytest.raises(
+            GateError, match=r"'auc>=champion' follows the champion, .*fraud@1 is not admitted"
+        ) as failed:
+            alice.publish("fraud", model, release=True, gate=relative)
+        assert "modelcast show fraud@1" in (failed.value.hint or "")
+        assert alice.publish("fraud", model, release=True, gate=plain).manifest.version == 2
