@@ -36,10 +36,10 @@ from tests.unit.registry_records import key_of, manifest
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = "fraud"
 # Five chunks of weights, one of the graph, one of the examples.
-WIDTH = 150_000
+WIDTH = 300_000
 CHUNK_COUNT = 7
 # Twenty chunks in flight while the broker is away.
-LARGE_WIDTH = 1_300_000
+LARGE_WIDTH = 2_600_000
 # How seldom a broker looks for transactions to end, by default.
 SWEEP_S = 10
 # Commits cut short at a random moment; one takes a second.
