@@ -26,6 +26,7 @@ import stat
 import uuid
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from enum import Enum
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -48,6 +49,17 @@ _READ_BYTES = 1 << 20
 # Half of the processors are left to whoever scores meanwhile; a disk gives no more than a few threads can take.
 _HASHERS = max(1, min(4, (os.cpu_count() or 1) // 2))
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+
+
+class Flaw(Enum):
+    """What is wrong with a file in the cache: nobody has it, or its bytes are not what its name says."""
+
+    MISSING = "missing"
+    DAMAGED = "damaged"
+
+
+class _NotTheFileError(Exception):
+    """What lies under a file's name has another size, or is no file."""
 
 
 class Cache:
@@ -138,7 +150,9 @@ class Cache:
                 path.unlink(missing_ok=True)
         self._seals.drop(entry.digest)
 
-    def view(self, files: Collection[FileEntry], *, checked: Collection[str] = ()) -> tuple[Path, list[FileEntry]]:
+    def view(
+        self, files: Collection[FileEntry], *, checked: Collection[str] = ()
+    ) -> tuple[Path, dict[FileEntry, Flaw]]:
         """A private folder that holds these files only, under their paths.
 
         Args:
@@ -146,15 +160,15 @@ class Cache:
             checked: Digests of files whose bytes were checked just now.
 
         Returns:
-            The folder, and the files that are missing or damaged: if any, the folder is gone and the files are to be
-            dropped and fetched anew.
+            The folder, and the files that are missing or damaged: if any, the folder is gone, and the files are to be
+            fetched anew, the damaged ones after they were dropped.
 
         Raises:
             StructureError: A path leaves the folder.
             CacheError: The cache can't be written.
         """
         folder = self._own / str(next(self._numbers))
-        bad: list[FileEntry] = []
+        bad: dict[FileEntry, Flaw] = {}
         unsure: list[tuple[FileEntry, Path, Seal]] = []
         with explained(self.root):
             folder.mkdir(mode=0o700)
@@ -166,11 +180,13 @@ class Cache:
                     try:
                         seal = self._link(entry, target)
                     except FileNotFoundError:  # never here, or another process trimmed or dropped it
-                        bad.append(entry)
+                        bad[entry] = Flaw.MISSING
+                    except _NotTheFileError:
+                        bad[entry] = Flaw.DAMAGED
                     else:
                         if seal is not None:
                             unsure.append((entry, target, seal))
-                bad += self._damaged(unsure, checked)
+                bad.update(dict.fromkeys(self._damaged(unsure, checked), Flaw.DAMAGED))
             except BaseException:
                 self.release(folder)
                 raise
@@ -215,7 +231,8 @@ class Cache:
         """Links a file, used now and so the last to be removed; None if its bytes are known to be right."""
         source = self._path(entry)
         if not self.has(entry):
-            raise FileNotFoundError(errno.ENOENT, "not in the cache", str(source))
+            source.lstat()
+            raise _NotTheFileError
         try:
             return self._seals.link(entry.digest, source, target)
         except OSError as error:

@@ -22,11 +22,12 @@ from functools import partial
 from pathlib import Path
 
 from modelcast.blobs import check_path
-from modelcast.errors import BrokerError, IntegrityError, OffsetOutOfRangeError, StructureError
-from modelcast.files.cache import Cache
+from modelcast.errors import BrokerError, CacheError, IntegrityError, OffsetOutOfRangeError, StructureError
+from modelcast.files.cache import Cache, Flaw
 from modelcast.files.sink import Progress, Sink, Target
 from modelcast.files.store import FileStore
 from modelcast.files.store_url import NO_STORES, Stores, StoreUrl
+from modelcast.folders import CACHE_VARIABLE
 from modelcast.log import BEGINNING, Log, LogReader, LogRecord
 from modelcast.records import ChunkHint, FileEntry, Manifest
 from modelcast.registry.image import VersionRecord
@@ -102,12 +103,12 @@ class Fetcher:
             StoreNotAllowedError: The manifest names a store that is not one of `stores`.
             BrokerError: The topic can't be read, or nothing came for `stall_s`.
             StoreError: The store can't be read.
-            CacheError: The cache can't be written, or the disk is too small.
+            CacheError: The cache can't be written, the disk is too small, or others remove what was fetched.
         """
         manifest = record.manifest
         _check_tree(manifest.files)
         checked: set[str] = set()
-        bad: list[FileEntry] = []
+        bad: dict[FileEntry, Flaw] = {}
         for _ in range(_ATTEMPTS):
             if self._missing(manifest):
                 with self._cache.lock(manifest.model, LOCK_TIMEOUT_S):
@@ -118,10 +119,18 @@ class Fetcher:
             if not bad:
                 self._cache.trim()
                 return view
-            for entry in bad:
+            for entry in (entry for entry, flaw in bad.items() if flaw is Flaw.DAMAGED):
                 self._cache.drop(entry)
             checked.clear()
-        raise IntegrityError(f"file {bad[0].path!r} of {manifest.id} is damaged in the cache each time it is fetched")
+        damaged = [entry.path for entry, flaw in bad.items() if flaw is Flaw.DAMAGED]
+        if damaged:
+            raise IntegrityError(f"file {damaged[0]!r} of {manifest.id} is damaged in the cache whenever it is fetched")
+        raise CacheError(
+            f"file {next(iter(bad)).path!r} of {manifest.id} was removed from the model cache {self._cache.root} "
+            "by another process each time it was fetched",
+            hint=f"The cache is too small for the models used at once: set {CACHE_VARIABLE} to a folder of its own for "
+            "each service, or run fewer of them at once.",
+        )
 
     def _missing(self, manifest: Manifest) -> list[FileEntry]:
         """Files that are not in the cache, one of each digest."""

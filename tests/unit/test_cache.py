@@ -14,7 +14,7 @@ import pytest
 from modelcast import digest
 from modelcast.errors import CacheError, StructureError
 from modelcast.files import cache as cache_module
-from modelcast.files.cache import Cache
+from modelcast.files.cache import Cache, Flaw
 from modelcast.records import FileEntry
 
 GRAPH = b"graph" * 100
@@ -52,7 +52,7 @@ def test_a_view_holds_the_files_of_a_version_and_nothing_else(cache: Cache) -> N
     files = [put(cache, "model.onnx", GRAPH), put(cache, "tensors/0.bin", TENSOR)]
     put(cache, "other", b"other")
     view, bad = cache.view(files)
-    assert bad == []
+    assert bad == {}
     assert {str(path.relative_to(view)) for path in view.rglob("*") if path.is_file()} == {
         "model.onnx",
         "tensors/0.bin",
@@ -114,12 +114,12 @@ def test_f38_f44_damage_is_found_at_the_next_view_and_healed(cache: Cache, damag
     other = put(cache, "tensors/0.bin", TENSOR)
     damage(blob(cache, file))
     view, bad = cache.view([file, other])
-    assert bad == [file]
+    assert bad == {file: Flaw.MISSING if damage is delete else Flaw.DAMAGED}
     assert not view.exists()
     cache.drop(file)
     put(cache, "model.onnx", GRAPH)
     view, bad = cache.view([file, other])
-    assert bad == []
+    assert bad == {}
     assert (view / "model.onnx").read_bytes() == GRAPH
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -250,6 +250,39 @@ def test_f38_damaged_cache_files_are_fetched_again(repository: Repository, cache
         path.chmod(0o644)
         path.write_bytes(path.read_bytes()[::-1] + b"x")
     assert contents(fetcher.fetch(record)) == FILES
+
+
+def meddle(cache: Cache, monkeypatch: pytest.MonkeyPatch, spoil: Callable[[Path], None]) -> None:
+    """Another process gets at the files between each fetch and its view."""
+    view = cache.view
+
+    def late(*args: object, **kwargs: object) -> tuple[Path, list[FileEntry]]:
+        for path in (cache.root / "blobs" / "sha256").iterdir():
+            spoil(path)
+        return view(*args, **kwargs)
+
+    monkeypatch.setattr(cache, "view", late)
+
+
+def test_f08_files_trimmed_before_they_are_used_say_nothing_of_the_model(
+    repository: Repository, cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    meddle(cache, monkeypatch, Path.unlink)
+    with pytest.raises(CacheError, match="was removed from the model cache .* by another process") as failed:
+        Fetcher(repository.log, TOPICS, cache).fetch(repository.publish())
+    assert failed.value.retriable
+
+
+def test_f38_files_that_are_damaged_each_time_are_refused(
+    repository: Repository, cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def damage(path: Path) -> None:
+        path.chmod(0o644)
+        path.write_bytes(path.read_bytes() + b"x")
+
+    meddle(cache, monkeypatch, damage)
+    with pytest.raises(IntegrityError, match="is damaged in the cache whenever"):
+        Fetcher(repository.log, TOPICS, cache).fetch(repository.publish())
 
 
 def test_f08_a_version_larger_than_the_disk_is_refused_before_anything_is_written(
