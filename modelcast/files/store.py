@@ -206,6 +206,10 @@ class FileStore:
         return block
 
 
+# Some network file systems sync files and no folders: what was put there is as safe as their server makes it.
+_NO_SYNC: Final = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EBADF})
+
+
 class _Folder:
     """A folder of this host, or one that is mounted here."""
 
@@ -263,11 +267,25 @@ class _Folder:
                 file.flush()
                 os.fsync(file.fileno())  # the registry will say it is there, also after a power failure
             unfinished.replace(target)
+            _sync_folder(target.parent)
+            _sync_folder(self._root)  # the first file makes its folder
         finally:
             unfinished.unlink(missing_ok=True)
 
     def close(self) -> None:
         """Nothing is open between calls."""
+
+
+def _sync_folder(folder: Path) -> None:
+    """Brings the names in a folder to the disk, where its file system can."""
+    file = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(file)
+    except OSError as error:
+        if error.errno not in _NO_SYNC:
+            raise
+    finally:
+        os.close(file)
 
 
 def _check_reachable(url: StoreUrl, kind: type) -> None:

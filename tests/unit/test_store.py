@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 import threading
 import uuid
 from collections.abc import Iterator
@@ -135,6 +137,40 @@ def test_an_upload_that_breaks_off_leaves_no_object(scheme: str, root: Path, tmp
             store.upload(tmp_path, entries[2:3], stop)
         assert store.missing(entries[2:3]) == entries[2:3]
     assert objects(root) == {}
+
+
+def test_names_are_synced_too_once_they_are_there(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    entries = tree(tmp_path)
+    synced: list[tuple[int, bool]] = []
+    fsync = os.fsync
+
+    def watching(file: int) -> None:
+        status = os.fstat(file)
+        if stat.S_ISDIR(status.st_mode):
+            synced.append((status.st_ino, bool(objects(root))))
+        fsync(file)
+
+    monkeypatch.setattr(os, "fsync", watching)
+    with FileStore(f"file://{root}") as store:
+        store.upload(tmp_path, entries[2:3])
+    assert synced == [((root / "sha256").stat().st_ino, True), (root.stat().st_ino, True)]
+
+
+def test_a_share_that_syncs_no_folders_is_written_all_the_same(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entries = tree(tmp_path)
+    fsync = os.fsync
+
+    def refusing(file: int) -> None:
+        if stat.S_ISDIR(os.fstat(file).st_mode):
+            raise OSError(errno.EINVAL, "Invalid argument")
+        fsync(file)
+
+    monkeypatch.setattr(os, "fsync", refusing)
+    with FileStore(f"file://{root}") as store:
+        store.upload(tmp_path, entries)
+        assert store.missing(entries) == ()
 
 
 def test_uploads_of_the_same_file_at_once_leave_it_whole(root: Path, tmp_path: Path) -> None:
