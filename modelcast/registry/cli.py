@@ -104,6 +104,8 @@ def history(context: CommandContext, name: ModelArgument, trust_policy: PolicyOp
     check_model_name(name)
     with current_image(context, trust_policy) as image:
         entry = image.model(name)
+    for record in image.untrusted(name):
+        context.output.warn(f"left out: {record}")
     if context.output.json:
         context.output.result(
             {

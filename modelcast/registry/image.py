@@ -246,6 +246,12 @@ class RegistryImage:
         sequence = entry.champion.sequence if entry.champion is not None else 0
         return found if found is not None and found.key.number > sequence else None
 
+    def untrusted(self, model: str) -> tuple[Untrusted, ...]:
+        """What of a model was not admitted: its versions, and the release that would be in force."""
+        versions = (found for version, found in self.untrusted_versions.items() if version.name == model)
+        releases = (found for name, found in self.untrusted_releases.items() if name == model)
+        return *versions, *releases
+
     def _version(self, entry: ModelEntry, number: int) -> VersionRecord:
         refused = self.untrusted_versions.get(ModelVersion(entry.name, number))
         if refused is not None and number not in entry.versions:

@@ -34,12 +34,14 @@ class Shown:
     Attributes:
         release: The one in force, if it is of this version.
         refused: The release of the model that would be in force if the policy admitted it.
+        pending: What would take the version's place if the policy admitted it: its withdrawal, most likely.
     """
 
     manifest: Manifest
     version: Trusted
     release: tuple[Release, Trusted] | None
     refused: Untrusted | None = None
+    pending: Untrusted | None = None
 
     @property
     def is_live(self) -> bool:
@@ -53,23 +55,28 @@ class Shown:
         release = None
         if self.release is not None:
             release = {"sequence": self.release[0].sequence, **_as_dict(self.release[1])}
-        refused = None
-        if self.refused is not None:
-            verdict = self.refused.verdict
-            refused = {
-                "sequence": self.refused.key.number,
-                "reason": str(verdict.reason),
-                "message": verdict.message,
-            }
-        return {"trust": _as_dict(self.version), "release": release, "refused_release": refused}
+        refused = None if self.refused is None else {"sequence": self.refused.key.number, **_why(self.refused)}
+        pending = None if self.pending is None else _why(self.pending)
+        return {
+            "trust": _as_dict(self.version),
+            "release": release,
+            "refused_release": refused,
+            "pending_record": pending,
+        }
 
     def trust_in_words(self) -> Iterator[tuple[str, str]]:
         """Lines for people, as label and text."""
         yield "signatures", _in_words(self.version)
         if self.release is not None:
             yield "release", f"{self.release[0].sequence}: {_in_words(self.release[1])}"
-        if self.refused is not None:
+        if self.refused is not None and (self.release is None or self.release[0].sequence != self.refused.key.number):
             yield "refused", str(self.refused)
+        if self.pending is not None:
+            agree = f"modelcast sign {self.manifest.id} --withdrawal --sign KEY"
+            yield (
+                "pending",
+                f"another record of it {_verdict(self.pending)}. If it is its withdrawal, agree with: {agree}",
+            )
 
 
 def look_up(log: Log, topics: Topics, ref: ModelRef, admission: Admission) -> Shown:
@@ -95,15 +102,20 @@ def look_up(log: Log, topics: Topics, ref: ModelRef, admission: Admission) -> Sh
     record = image.resolve(ref)
     manifest, champion = record.manifest, entry.champion
     version = _trusted(log, topics, RegistryKey("version", ref.model, manifest.version), record, strict)
+    pending = believed.untrusted_versions.get(manifest.id) if _resolves(believed, _pinned(manifest)) else None
     if champion is None or champion.version != manifest.version:
-        return Shown(manifest, version, None, refused)
+        return Shown(manifest, version, None, refused, pending)
     key = RegistryKey("release", ref.model, champion.sequence)
-    return Shown(manifest, version, (champion, _trusted(log, topics, key, champion, strict)), refused)
+    return Shown(manifest, version, (champion, _trusted(log, topics, key, champion, strict)), refused, pending)
 
 
 def _read(log: Log, topics: Topics, admission: Admission) -> RegistryImage:
     with closing(RegistryReader(log, topics, admission=admission)) as reader:
         return reader.catch_up(CATCH_UP_TIMEOUT_S)
+
+
+def _pinned(manifest: Manifest) -> ModelRef:
+    return ModelRef(manifest.model, manifest.version)
 
 
 def _resolves(image: RegistryImage, ref: ModelRef) -> bool:
@@ -122,6 +134,14 @@ def _trusted(
     envelope = united(envelopes_at(log, topics, key), payload, signers) or Envelope("", b"")
     key_ids = tuple(dict.fromkeys(signature.key_id for signature in envelope.signatures))
     return Trusted(key_ids, None if admission is EVERYTHING else admission.judge(key.model, envelope))
+
+
+def _why(untrusted: Untrusted) -> dict[str, str]:
+    return {"reason": str(untrusted.verdict.reason), "message": untrusted.verdict.message}
+
+
+def _verdict(untrusted: Untrusted) -> str:
+    return f"is not admitted ({untrusted.verdict.reason}): {untrusted.verdict.message}"
 
 
 def _as_dict(trusted: Trusted) -> dict[str, Any]:

@@ -215,7 +215,10 @@ def test_two_people_on_the_command_line(world: World, tmp_path: Path) -> None:
     shell.json(*publish, "--sign", "alice", "--sign", "carol", *trusting)
     withdrawn = ("delete", "fraud@1", "--force", "--sign", "alice", *trusting)
     assert shell.json(*withdrawn)["admitted"] is False
-    assert shell.json("show", "fraud@1", *trusting)["trust"]["admitted"] is True
+    shown = shell.json("show", "fraud@1", *trusting)
+    assert (shown["trust"]["admitted"], shown["pending_record"]["reason"]) == (True, "below-threshold")
+    assert "agree with: modelcast sign fraud@1 --withdrawal" in shell.says("show", "fraud@1", *trusting)
+    assert "fraud@1 is not admitted (below-threshold)" in shell.says("history", "fraud", *trusting)
     assert shell.json("sign", "fraud@1", "--withdrawal", "--sign", "carol", *trusting)["admitted"] is True
     assert "was withdrawn" in shell.fails("show", "fraud@1", *trusting, status=4)
     keys("revoke", "carol", "--reason", "laptop stolen", "--policy", policy)
