@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Set
+from pathlib import Path, PurePosixPath
 
 import onnx
 
-from modelcast.errors import SourceError
+from modelcast.errors import SourceError, StructureError
 
 from .. import outline, tree
 
@@ -27,16 +27,28 @@ def fetch(path: str, what: str, folder: Path, download: Download) -> Path:
 
     Raises:
         SourceError: It is not an ONNX graph.
-        StructureError: A tensor lies outside the graph's folder.
+        StructureError: A tensor lies outside the graph's folder, or below a file.
     """
     graph = folder / posixpath.basename(path)
     download(path, graph)
-    for location in tree.locations(_read(graph, f"{path} of {what}")):
+    locations = tree.locations(_read(graph, f"{path} of {what}"))
+    _check_tree({graph.name, *locations})
+    for location in locations:
         target = folder / location
         if target != graph:  # an outline's tensors lie in the graph itself
             target.parent.mkdir(parents=True, exist_ok=True)
             download(posixpath.join(posixpath.dirname(path), location), target)
     return graph
+
+
+def _check_tree(paths: Set[str]) -> None:
+    for path in sorted(paths):
+        for above in PurePosixPath(path).parents:
+            if str(above) in paths:
+                raise StructureError(
+                    f"the file of a tensor {path!r} lies below {above}, which is a file",
+                    hint="Export the model again, with its tensors in files beside the graph.",
+                )
 
 
 def _read(path: Path, what: str) -> onnx.ModelProto:
