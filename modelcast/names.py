@@ -1,4 +1,4 @@
-"""Names: of models, versions, and what Avro allows.
+"""Names: of models, versions, and what Avro allows of them and of texts.
 
 - A model name matches `[A-Za-z0-9][A-Za-z0-9._-]{0,99}`; `/` separates keys, so it is not allowed.
 - A version is an integer from 1, per model. `fraud@3` names one; `fraud` alone means the live one.
@@ -28,6 +28,18 @@ def check_model_name(name: str) -> str:
             hint="Use 1 to 100 letters, digits, '.', '_' and '-', starting with a letter or digit.",
         )
     return name
+
+
+def check_text(text: str, what: str) -> str:
+    """Returns `text`, or raises UsageError if it has no UTF-8: in a command's arguments, bytes that are none."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(
+            f"{what} {text[:200]!r} is not valid UTF-8",
+            hint="Write it in UTF-8: check the terminal's or script's encoding.",
+        ) from error
+    return text
 
 
 def avro_name(onnx_name: str) -> str:

@@ -22,7 +22,7 @@ from modelcast.errors import UsageError
 from modelcast.files.fetch import Fetcher
 from modelcast.files.store import FileStore
 from modelcast.files.store_url import Stores
-from modelcast.names import check_model_name
+from modelcast.names import check_model_name, check_text
 from modelcast.records import Release
 from modelcast.registry.repository import check_topics
 from modelcast.trust.admission import EVERYTHING, Verdict
@@ -172,7 +172,9 @@ class ModelPublisher:
         from .references import reference as references
 
         check_model_name(model)
+        check_text(message, "the message")
         for name, value in (metrics or {}).items():
+            check_text(name, "the name of a metric")
             if not name:
                 raise UsageError(f"a metric without a name has the value {value!r}", hint="Write name=value.")
             if not math.isfinite(value):
@@ -230,14 +232,15 @@ class ModelPublisher:
 
     def release(self, model: str, version: int, *, message: str = "") -> Release:
         """Makes a version live. Raises ModelNotFoundError, VersionNotFoundError, FencedError, BrokerError."""
-        return self._registry.release(check_model_name(model), version, message=message)
+        return self._registry.release(check_model_name(model), version, message=check_text(message, "the message"))
 
     def rollback(self, model: str, *, message: str = "") -> Release:
         """Re-releases the champion before the live one; again goes further back. Raises UsageError if there is none."""
-        return self._registry.rollback(check_model_name(model), message=message)
+        return self._registry.rollback(check_model_name(model), message=check_text(message, "the message"))
 
     def delete(self, model: str, version: int, *, message: str = "", force: bool = False) -> Removed:
         """Withdraws a version for ever; its number is never used again. See `Remover.delete`."""
+        check_text(message, "the message")
         return Remover(self._registry.holder).delete(check_model_name(model), version, message=message, force=force)
 
     def verdict(self, model: str) -> Verdict | None:
