@@ -307,6 +307,9 @@ BAD_PUBLICATIONS: dict[str, tuple[list[str], int, str]] = {
     "a metric that is not finite": (
         ["fraud", "model.onnx", "--examples", "rows.csv", *FIELDS, "--metric", "auc=nan"], 2, "auc",
     ),
+    "a message that is no UTF-8": (
+        ["fraud", "model.onnx", "--examples", "rows.csv", *FIELDS, "--message", "told \udcff"], 2, "not valid UTF-8",
+    ),
     "a name that can't be a model's": (["a/b", "model.onnx", "--examples", "rows.csv", *FIELDS], 2, "a/b"),
     "a name with a version": (["fraud@2", "model.onnx", "--examples", "rows.csv", *FIELDS], 2, "fraud@2"),
 }  # fmt: skip
