@@ -40,8 +40,9 @@ thing again can help is decided here only, by `retriable`.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import IntEnum
-from typing import ClassVar
+from typing import Any, ClassVar
 
 
 class ExitCode(IntEnum):
@@ -64,15 +65,17 @@ class ModelcastError(Exception):
     Args:
         message: What happened, and to which thing.
         hint: What to do about it, as one sentence or a command line.
+        details: What programs may want of it, as JSON data.
     """
 
     exit_code: ClassVar[ExitCode] = ExitCode.INTERNAL
     retriable: ClassVar[bool] = False
 
-    def __init__(self, message: str, *, hint: str | None = None) -> None:
+    def __init__(self, message: str, *, hint: str | None = None, details: Mapping[str, Any] | None = None) -> None:
         super().__init__(message)
         self.message = message
         self.hint = hint
+        self.details: Mapping[str, Any] = details or {}
 
     def __str__(self) -> str:
         return self.message if self.hint is None else f"{self.message}. {self.hint}"

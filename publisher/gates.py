@@ -170,6 +170,7 @@ def judge(
             f"{failed} of {len(judged)} requirement{'s' if len(judged) > 1 else ''} {verb} not met, "
             f"nothing was published\n{lines}",
             hint="Publish a better model, or change what is required.",
+            details={"requirements": [{"met": met, "text": text} for met, text in judged], "metrics": dict(metrics)},
         )
     return tuple(text for _, text in judged)
 

@@ -90,7 +90,8 @@ def connected(command: Callable[Concatenate[CommandContext, P], None]) -> Callab
         **kwargs: Any,
     ) -> None:
         context = CommandContext(Output(json=json), bootstrap_servers, properties_file, tuple(properties or ()), prefix)
-        command(context, *args, **kwargs)
+        with context.output.failures():
+            command(context, *args, **kwargs)
 
     common = {
         "bootstrap_servers": (BootstrapServers, None),
@@ -107,7 +108,9 @@ def plain(command: Callable[Concatenate[CommandContext, P], None]) -> Callable[.
 
     @functools.wraps(command)
     def wrapper(*args: Any, json: bool = False, **kwargs: Any) -> None:
-        command(CommandContext(Output(json=json)), *args, **kwargs)
+        context = CommandContext(Output(json=json))
+        with context.output.failures():
+            command(context, *args, **kwargs)
 
     return _with_options(wrapper, command, {"json": (Json, False)})
 

@@ -1,7 +1,7 @@
 """What commands print.
 
 - Standard output holds results: with `--json` one JSON object or JSON lines and nothing else; without, tables and text
-  made for people.
+  made for people. What fails ends with an object `error` there: kind, message, hint, exit code, and what else is known.
 - Standard error holds everything else: progress, warnings, errors.
 - A NaN or an infinity has no JSON: it becomes null.
 """
@@ -11,7 +11,8 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
@@ -68,6 +69,17 @@ class Output:
         """One JSON line on standard output, at once."""
         sys.stdout.write(to_json(value) + "\n")
         sys.stdout.flush()
+
+    @contextmanager
+    def failures(self) -> Iterator[None]:
+        """Tells programs of the error that a command ends with, and passes it on."""
+        try:
+            yield
+        except ModelcastError as error:
+            if self.json:
+                known = {"kind": type(error).__name__, "message": error.message, "hint": error.hint}
+                self.line({"error": {**known, "exit_code": int(error.exit_code), **error.details}})
+            raise
 
     def say(self, text: str) -> None:
         """Words beside the result (rich markup), on standard error."""

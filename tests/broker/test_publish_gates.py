@@ -79,6 +79,10 @@ def test_a_worse_model_is_not_published_and_all_requirements_are_told(
     before = content(log, shell)
 
     said = shell.fails("publish", "pay", worse, "--examples", rows, *FIELDS, *gates, "--release", status=6)
+    status, out, _ = shell.call("publish", "pay", worse, "--examples", rows, *FIELDS, *gates, "--release", "--json")
+    error = json.loads(out)["error"]
+    assert (status, error["exit_code"], error["kind"]) == (6, 6, "GateError")
+    assert [entry["met"] for entry in error["requirements"]].count(False) >= 1
     assert "1 of 2 requirements is not met, nothing was published" in said
     assert "NOT MET  rmse 0.999" in said
     assert f"(champion*1.1, pay@1 has {first['metrics']['rmse']:.6g})" in said
