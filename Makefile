@@ -23,7 +23,7 @@ demo: $(STAMP) ## A year of flights, scored while the model is retrained and swa
 test: $(STAMP) ## Unit tests and tests on a real Kafka broker (under 10 minutes)
 	$(PY) -m pytest tests/unit tests/broker -n $(WORKERS) --dist loadfile
 
-faults: $(STAMP) ## Publishers, scorers and brokers really killed (some 5 minutes)
+faults: $(STAMP) ## Publishers, scorers and brokers really killed (some 6 minutes)
 	$(PY) -m pytest tests/faults
 
 large: $(STAMP) ## A model of more than 2 GB, published and pulled back (10 GB of disk, some minutes)
@@ -36,7 +36,7 @@ lint: $(STAMP) ## Style
 types: $(STAMP) ## Types
 	$(PY) -m mypy
 
-check: lint types test ## Everything CI runs
+check: lint types faults test ## Everything CI runs
 
 bench: $(STAMP) ## Throughput against its peers
 	$(PY) -m benchmarks.stream --json
