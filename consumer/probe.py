@@ -183,7 +183,8 @@ def _serve() -> None:
     _limit(request["memory_bytes"], request["wall_s"])
     try:
         began = time.monotonic()
-        session = runtime.open_session(Path(request["graph"]), device="cpu")
+        # Not repacked for the processor: most of a large model's loading, and it takes no more than its size in memory.
+        session = runtime.open_session(Path(request["graph"]), device="cpu", prepacking=False)
         loaded = time.monotonic()
         if request["examples"] is not None:
             session.run(golden.read(Path(request["examples"])).inputs)
