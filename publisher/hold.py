@@ -268,7 +268,8 @@ class Holder:
                     finally:
                         hold.close()
                 except (FencedError, OutcomeUnknownError) as failed:
-                    error = failed
+                    # Once in doubt, always: whoever is fenced afterwards may not have come to look what landed.
+                    error = error if isinstance(error, OutcomeUnknownError) else failed
                 before, reached = reached, progress()
                 idle = idle + 1 if reached <= before else 0
                 if idle == MAX_ATTEMPTS:

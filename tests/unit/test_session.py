@@ -287,6 +287,25 @@ def test_a_commit_whose_answer_was_lost_is_not_done_twice(
     assert len(entry.releases) == 1
 
 
+def test_who_is_fenced_after_an_answer_was_lost_does_not_say_that_nothing_landed(
+    log: MemoryLog, registry: RegistryWriter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit = ModelHold.commit
+
+    def commit_and_lose_the_answer(hold: ModelHold, *args: object) -> None:
+        commit(hold, *args)  # type: ignore[arg-type]
+        monkeypatch.setattr(ModelHold, "__init__", fenced)
+        raise OutcomeUnknownError("no answer")
+
+    def fenced(*_: object, **__: object) -> None:
+        raise FencedError("taken over")
+
+    monkeypatch.setattr(ModelHold, "commit", commit_and_lose_the_answer)
+    with pytest.raises(BrokerError, match="did not answer whether the change of 'fraud' was committed"):
+        registry.publish("fraud", prepared(tmp_path / "a", {"model.onnx": b"graph"}), release=True)
+    assert list(image(log).models["fraud"].versions) == [1]
+
+
 def test_a_commit_that_was_really_lost_is_done_again(
     log: MemoryLog, registry: RegistryWriter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
