@@ -43,6 +43,8 @@ COMMIT_TIMEOUT_S: Final = 30.0
 # Closed in the middle of a rebalance, the client was seen to wait for its end for ever. `on_revoke` may finish a
 # transaction meanwhile, which is what most of this time is for.
 CLOSE_TIMEOUT_S: Final = 60.0
+# What may lie before the news of a rebalance: all that one call hands out.
+_LAST_EVENTS: Final = 10_000
 
 # A leader that does not answer within this is not there to be fetched from either.
 _WAKE_TIMEOUT_S: Final = 0.5
@@ -95,8 +97,9 @@ class KafkaGroupConsumer:
         self._topic = topic
 
         def assigned(_: Consumer, partitions: list[TopicPartition]) -> None:
-            if self._closing:
-                return  # an assignment that was on its way: nobody will consume it, and the client answers no more
+            if self._closing:  # nobody will consume it, but the client waits to be told that it was taken
+                (self._consumer.incremental_assign if self._incremental else self._consumer.assign)(partitions)
+                return
             numbers = [partition.partition for partition in partitions]
             self._assign(numbers)
             on_assign(numbers)
@@ -216,6 +219,10 @@ class KafkaGroupConsumer:
         A client that does not come to its end within `CLOSE_TIMEOUT_S` is left to a thread of its own.
         """
         self._closing = True
+        # An assignment that is on its way has to be taken now: the client's thread that would answer ends in `close`,
+        # and whoever waited for it would hold the interpreter for ever. Events that come with it stay uncommitted.
+        with contextlib.suppress(KafkaException, RuntimeError):
+            self._consumer.consume(_LAST_EVENTS, 0)
         bounded = BoundedCalls(f"modelcast-leave-{self._group}")
         try:
             bounded.run(self._consumer.close, CLOSE_TIMEOUT_S)
