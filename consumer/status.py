@@ -12,7 +12,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Final
 
 from modelcast import codec
@@ -29,6 +29,23 @@ HEARTBEAT_S: Final = 5.0
 RETRY_S: Final = 30.0
 # The last status is worth a short wait; a shutdown is not to hang on a broker that is away.
 CLOSE_TIMEOUT_S: Final = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Activity:
+    """What one model does on this instance, counted by whoever uses it.
+
+    Attributes:
+        events: Events scored, or rows predicted, since the instance started.
+        events_per_s: Over the last seconds; None if nobody counts.
+        lag: Events that wait in the partitions this instance has; None if there are none, or Kafka did not say.
+        dead_letters: Events that could not be scored; None where there can't be any.
+    """
+
+    events: int = 0
+    events_per_s: float | None = None
+    lag: int | None = None
+    dead_letters: int | None = None
 
 
 class StatusReporter:

@@ -259,6 +259,7 @@ class ModelState(StrEnum):
     LOADING = "loading"
     LIVE = "live"
     STOPPED = "stopped"
+    IDLE = "idle"  # unloaded for want of memory; loaded again when somebody asks for it
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,6 +281,13 @@ class ModelStatus:
         load_ms: What its loading took, fetch to ready.
         release_to_live_ms: From the release's creation until it was live here (clocks of two hosts).
         swaps: Live versions replaced since the instance started.
+        next_version: The version on its way to be live; None if there is none.
+        next_state: How far it is, as `consumer.lifecycle.State` calls it.
+        events: Events scored, or rows predicted, since the instance started.
+        events_per_s: Of those, over the last seconds; None where nobody counts.
+        lag: Events that wait in the partitions this instance has; None where there are none, or Kafka did not say.
+        dead_letters: Events that could not be scored since the instance started; None where there can't be any.
+        stale: What is known of this model is older than it may be.
     """
 
     model: str
@@ -291,11 +299,27 @@ class ModelStatus:
     release_to_live_ms: float | None = None
     swaps: int = 0
     refusals: tuple[Refusal, ...] = ()
+    next_version: int | None = None
+    next_state: str | None = None
+    events: int = 0
+    events_per_s: float | None = None
+    lag: int | None = None
+    dead_letters: int | None = None
+    stale: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class InstanceStatus:
-    """What one running consumer says of itself on the status topic."""
+    """What one consumer says of itself on the status topic.
+
+    Attributes:
+        repository: UUID of the repository it follows; empty before that was read.
+        at_ms: When it said so.
+        started_ms: When it started.
+        heartbeat_ms: It says so at least this often; whoever reads decides after how many missed it is lost.
+        stale_ms: For how long the registry could not be followed; None while it is.
+        ended: This is its last word: it ended in good order.
+    """
 
     repository: str
     instance: str
@@ -306,3 +330,7 @@ class InstanceStatus:
     at_ms: int
     runtime: Mapping[str, str]
     models: tuple[ModelStatus, ...]
+    started_ms: int | None = None
+    heartbeat_ms: int = 5_000
+    stale_ms: int | None = None
+    ended: bool = False

@@ -96,7 +96,13 @@ def test_a_status_survives_the_wire() -> None:
     refusal = Refusal(2, "golden", "differs in row 3", 1_700_000_000_000)
     status = InstanceStatus(
         REPOSITORY.uuid, "host-0", "host", 7, "scorer", "cpu", 1, {"onnxruntime": "1"},
-        (ModelStatus("fraud", None, ModelState.LIVE, 1, 2, 3.5, 4.5, 1, (refusal,)),),
+        (
+            ModelStatus(
+                "fraud", None, ModelState.LIVE, 1, 2, 3.5, 4.5, 1, (refusal,), 2, "warming", 1 << 40, 0.5, 7, 1, True
+            ),
+            ModelStatus("churn", 2, ModelState.IDLE),
+        ),
+        started_ms=1, heartbeat_ms=1_000, stale_ms=0, ended=True,
     )  # fmt: skip
     assert codec.decode_status(codec.encode_status(status)) == status
 

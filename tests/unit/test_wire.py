@@ -98,6 +98,27 @@ STATUS = InstanceStatus(
     ),
 )
 
+STATUS_2 = replace(
+    STATUS,
+    models=(
+        replace(
+            STATUS.models[0],
+            next_version=4,
+            next_state="fetching",
+            events=9_000_000_000,
+            events_per_s=12_500.5,
+            lag=17,
+            dead_letters=3,
+            stale=True,
+        ),
+        replace(STATUS.models[1], state=ModelState.IDLE),
+    ),
+    started_ms=1_700_000_000_000,
+    heartbeat_ms=10_000,
+    stale_ms=61_000,
+    ended=True,
+)
+
 MANIFEST_2 = replace(
     MANIFEST_1,
     signature=replace(
@@ -117,6 +138,7 @@ PAYLOADS = {
     "release.1.bin": (RELEASE, ()),
     "rollback.1.bin": (ROLLBACK, ()),
 }
+STATUSES = {"instance_status.1.bin": STATUS, "instance_status.2.bin": STATUS_2}
 # The newest form of each record: written today byte for byte as it was.
 TODAY = sorted(PAYLOADS.keys() - {"manifest.1.bin"})
 
@@ -136,19 +158,22 @@ def test_it_is_written_alike_today(name: str) -> None:
     assert codec.encode_envelope(codec.seal(payload, hints=hints)) == (WIRE / name).read_bytes()
 
 
-def test_a_status_is_read_and_written_alike() -> None:
-    data = (WIRE / "instance_status.1.bin").read_bytes()
-    assert codec.decode_status(data) == STATUS
-    assert codec.encode_status(STATUS) == data
+@pytest.mark.parametrize("name", STATUSES)
+def test_what_instances_said_is_read(name: str) -> None:
+    assert codec.decode_status((WIRE / name).read_bytes()) == STATUSES[name]
+
+
+def test_a_status_is_written_alike_today() -> None:
+    assert codec.encode_status(STATUS_2) == (WIRE / "instance_status.2.bin").read_bytes()
 
 
 def test_no_file_of_the_wire_format_goes_unread() -> None:
-    assert {path.name for path in WIRE.iterdir()} == {*PAYLOADS, "instance_status.1.bin", "signed.1.bin"}
+    assert {path.name for path in WIRE.iterdir()} == {*PAYLOADS, *STATUSES, "signed.1.bin"}
 
 
 def test_every_schema_ever_written_has_a_file() -> None:
     """A schema that changes without a new file here would leave its records unproven."""
-    read = {(WIRE / name).read_bytes() for name in (*PAYLOADS, "instance_status.1.bin")}
+    read = {(WIRE / name).read_bytes() for name in (*PAYLOADS, *STATUSES)}
     payloads = [codec.decode_envelope(data).payload for data in read if data.startswith(schemas.load("envelope").frame)]
     for name in schemas.NAMES:
         for schema in schemas.versions(name):
