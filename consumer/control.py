@@ -42,6 +42,7 @@ from modelcast.topics import Topics
 from modelcast.trust.watch import NO_POLICY, Watch
 
 from .following import RegistryFollower
+from .lifecycle import VersionKey
 from .line import Line, Swapped
 from .loading import Job, LoadWorker, Outcome, VersionLoader
 from .policy import (
@@ -57,7 +58,7 @@ from .policy import (
     decide,
     retry_delay_s,
 )
-from .slot import Slot, VersionKey
+from .slot import Slot
 from .state import Marks
 from .status import HEARTBEAT_S, StatusReporter
 

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 from modelcast.names import ModelRef, ModelVersion
 from modelcast.records import ModelState, ModelStatus, Refusal, Release
 
+from .lifecycle import LOAD_STEPS, State, VersionKey
 from .policy import NO_VERSION, RefusedVersion, View
-from .slot import Slot, Stage, VersionKey
+from .slot import Slot
 
 if TYPE_CHECKING:
     from .binding import EventFields
@@ -75,15 +76,22 @@ class Line:
         )
 
     def begin_load(self, key: VersionKey) -> None:
-        """Notes that a version is being loaded."""
-        self.slot.move(key, Stage.ASPIRED)
-        self.slot.move(key, Stage.LOADING)
+        """Notes that a version is to be loaded."""
+        self.slot.move(key, State.ASPIRED)
         self.loading = True
+
+    def advance_load(self, key: VersionKey, to: State) -> None:
+        """Notes that a load came to one of `LOAD_STEPS`; those before it were taken, told or not."""
+        state = self.slot.state(key)
+        at = LOAD_STEPS.index(state) + 1 if state in LOAD_STEPS else 0
+        for step in LOAD_STEPS[at : LOAD_STEPS.index(to) + 1]:
+            self.slot.move(key, step)
 
     def end_load(self, servable: Servable, took_ms: float) -> None:
         """Takes what was loaded."""
         key = VersionKey.of(servable)
-        self.slot.move(key, Stage.READY)
+        self.advance_load(key, LOAD_STEPS[-1])
+        self.slot.move(key, State.READY)
         self.ready = servable
         self.loading = False
         held = {key, self.slot.live_key, *self.slot.loaded()}
@@ -147,13 +155,13 @@ class Line:
         self.refused[key] = refusal
         while len(self.refused) > MAX_REFUSED:
             del self.refused[next(iter(self.refused))]
-        if self.slot.stage(key) is Stage.LOADING:
+        if self.slot.state(key) in (State.ASPIRED, *LOAD_STEPS):
             self.loading = False
         # A version that is live or kept stays what it is: it may be refused as the next one all the same.
-        if self.slot.stage(key) in (None, Stage.UNLOADED, Stage.REFUSED):
-            self.slot.move(key, Stage.ASPIRED)
-        if self.slot.stage(key) in (Stage.ASPIRED, Stage.LOADING):
-            self.slot.move(key, Stage.REFUSED)
+        if self.slot.state(key) in (None, State.UNLOADED, State.REFUSED):
+            self.slot.move(key, State.ASPIRED)
+        if self.slot.state(key) in (State.ASPIRED, *LOAD_STEPS):
+            self.slot.move(key, State.REFUSED)
         return known is None or (known.reason, known.message) != (refusal.reason, refusal.message)
 
     def refusals(self) -> tuple[Refusal, ...]:

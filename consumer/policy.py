@@ -27,7 +27,7 @@ from modelcast.names import ModelRef, ModelVersion
 from modelcast.records import Release, Withdrawn
 from modelcast.registry.image import ModelEntry, RegistryImage, VersionRecord
 
-from .slot import VersionKey
+from .lifecycle import VersionKey
 
 # Reasons of refusals decided here; all others are `ModelRefusedError.reason`.
 REPLAYED = "replayed"

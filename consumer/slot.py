@@ -6,7 +6,7 @@ Rules:
 - The servable replaced is *kept*: still loaded, so that going back is another `swap`. What that pushes out is
   *quiescing* until its leases end, and then waits in a queue for `reap`.
 - Only `reap` destroys, and only the control thread calls it: ending a lease costs the scoring thread no destructor.
-- What each version is doing is in one ledger; a move that is not in `TRANSITIONS` raises and changes nothing.
+- What each version is doing is in one ledger (`lifecycle`); an illegal move raises and changes nothing.
 
     with slot.lease() as servable:
         outputs = servable.run(columns)
@@ -17,101 +17,15 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from enum import StrEnum
 from types import TracebackType
 from typing import TYPE_CHECKING
 
 from modelcast.errors import ModelNotFoundError
-from modelcast.names import ModelVersion
-from modelcast.registry.image import identity_of
+
+from .lifecycle import IllegalTransitionError, Ledger, State, VersionKey
 
 if TYPE_CHECKING:
     from .servable import Servable
-
-
-class Stage(StrEnum):
-    """What a version is doing on this instance."""
-
-    ASPIRED = "aspired"  # the registry wants it here
-    LOADING = "loading"
-    READY = "ready"  # loaded, checked and warm, not live yet
-    LIVE = "live"
-    KEPT = "kept"  # was live, still loaded
-    QUIESCING = "quiescing"  # to be destroyed after its last lease
-    UNLOADED = "unloaded"
-    REFUSED = "refused"
-
-
-TRANSITIONS: Mapping[Stage | None, frozenset[Stage]] = {
-    None: frozenset({Stage.ASPIRED, Stage.READY}),  # ready at once: loaded by someone else than a control plane
-    Stage.ASPIRED: frozenset({Stage.LOADING, Stage.REFUSED}),
-    Stage.LOADING: frozenset({Stage.READY, Stage.REFUSED}),
-    Stage.READY: frozenset({Stage.LIVE, Stage.QUIESCING}),
-    Stage.LIVE: frozenset({Stage.KEPT, Stage.QUIESCING}),
-    Stage.KEPT: frozenset({Stage.LIVE, Stage.QUIESCING}),
-    Stage.QUIESCING: frozenset({Stage.LIVE, Stage.UNLOADED}),  # still loaded, so it may come back
-    Stage.UNLOADED: frozenset({Stage.ASPIRED, Stage.READY}),
-    Stage.REFUSED: frozenset({Stage.ASPIRED}),
-}
-
-
-class IllegalTransitionError(RuntimeError):
-    """A version was moved where `TRANSITIONS` does not lead: a defect of this package, never a user's fault."""
-
-
-@dataclass(frozen=True, slots=True, order=True)
-class VersionKey:
-    """One version on one repository: numbers start again when a repository is made anew.
-
-    Attributes:
-        content: Its identity (`identity_of`); empty where nothing is known of it. Where a trust policy changes, another
-            version may stand under the same number.
-    """
-
-    repository: str
-    id: ModelVersion
-    content: str = ""
-
-    @classmethod
-    def of(cls, servable: Servable) -> VersionKey:
-        return cls(servable.manifest.repository, servable.id, identity_of(servable.manifest))
-
-    def __str__(self) -> str:
-        return str(self.id)
-
-
-# A version that is neither loaded nor loading is history: enough of it to explain a status, bounded for ever.
-MAX_LEDGER_VERSIONS = 256
-_HISTORY = frozenset({Stage.UNLOADED, Stage.REFUSED})
-
-
-class Ledger:
-    """The stage of every version of one slot; not thread-safe, the slot's lock guards it."""
-
-    def __init__(self) -> None:
-        self._stages: dict[VersionKey, Stage] = {}
-
-    def stage(self, key: VersionKey) -> Stage | None:
-        return self._stages.get(key)
-
-    def check(self, key: VersionKey, to: Stage) -> None:
-        """Raises IllegalTransitionError if `key` may not move to `to`."""
-        before = self._stages.get(key)
-        if to not in TRANSITIONS[before]:
-            raise IllegalTransitionError(f"{key} can't move from {before or 'nowhere'} to {to}")
-
-    def move(self, key: VersionKey, to: Stage) -> None:
-        """Moves `key` to `to`; raises IllegalTransitionError, changing nothing, if that is no legal move."""
-        self.check(key, to)
-        self._stages.pop(key, None)  # so that the order is that of the last move
-        self._stages[key] = to
-        if len(self._stages) > MAX_LEDGER_VERSIONS:
-            oldest = next((old for old, stage in self._stages.items() if stage in _HISTORY), None)
-            if oldest is not None:
-                del self._stages[oldest]
-
-    def snapshot(self) -> Mapping[VersionKey, Stage]:
-        return dict(self._stages)
 
 
 @dataclass(slots=True, eq=False)
@@ -205,16 +119,16 @@ class Slot:
         with self._changed:
             return self._changed.wait_for(lambda: self._live is not None, timeout_s)
 
-    def stage(self, key: VersionKey) -> Stage | None:
+    def state(self, key: VersionKey) -> State | None:
         with self._changed:
-            return self._ledger.stage(key)
+            return self._ledger.state(key)
 
-    def stages(self) -> Mapping[VersionKey, Stage]:
+    def states(self) -> Mapping[VersionKey, State]:
         """What every version of this slot is doing."""
         with self._changed:
             return self._ledger.snapshot()
 
-    def move(self, key: VersionKey, to: Stage) -> None:
+    def move(self, key: VersionKey, to: State) -> None:
         """Notes a move of a version that is not in the slot; raises IllegalTransitionError."""
         with self._changed:
             self._ledger.move(key, to)
@@ -233,18 +147,18 @@ class Slot:
             if known is not None:
                 return self._put(known)
             tenant = _Tenant(new, VersionKey.of(new))
-            if self._ledger.stage(tenant.key) in (None, Stage.UNLOADED):
-                self._ledger.move(tenant.key, Stage.READY)
-            if self._ledger.stage(tenant.key) is not Stage.READY:
-                raise IllegalTransitionError(f"{tenant.key} is {self._ledger.stage(tenant.key)}, not ready")
+            if self._ledger.state(tenant.key) in (None, State.UNLOADED):
+                self._ledger.move(tenant.key, State.READY)
+            if self._ledger.state(tenant.key) is not State.READY:
+                raise IllegalTransitionError(f"{tenant.key} is {self._ledger.state(tenant.key)}, not ready")
             return self._put(tenant)
 
     def discard(self, servable: Servable) -> None:
         """Lets go of a ready servable that will not be live; raises IllegalTransitionError if it is not ready."""
         with self._changed:
             tenant = _Tenant(servable, VersionKey.of(servable))
-            if self._ledger.stage(tenant.key) is not Stage.READY:
-                raise IllegalTransitionError(f"{tenant.key} is {self._ledger.stage(tenant.key)}, not ready")
+            if self._ledger.state(tenant.key) is not State.READY:
+                raise IllegalTransitionError(f"{tenant.key} is {self._ledger.state(tenant.key)}, not ready")
             self._leave(tenant)
 
     def drop_kept(self) -> bool:
@@ -285,7 +199,7 @@ class Slot:
             except Exception as error:  # foreign code; the others must still be destroyed
                 failures.append(error)
             with self._changed:
-                self._ledger.move(tenant.key, Stage.UNLOADED)
+                self._ledger.move(tenant.key, State.UNLOADED)
         if failures:
             raise ExceptionGroup(f"servables of {self._name!r} could not be destroyed", failures)
         return len(ready)
@@ -298,7 +212,7 @@ class Slot:
 
     def _put(self, tenant: _Tenant) -> Servable | None:
         old, self._live = self._live, tenant
-        self._ledger.move(tenant.key, Stage.LIVE)
+        self._ledger.move(tenant.key, State.LIVE)
         self._generation += 1
         self._changed.notify_all()
         if old is None:
@@ -307,7 +221,7 @@ class Slot:
             self._leave(old)
             return old.servable
         pushed_out, self._kept = self._kept, old
-        self._ledger.move(old.key, Stage.KEPT)
+        self._ledger.move(old.key, State.KEPT)
         if pushed_out is not None:
             self._leave(pushed_out)
         return old.servable
@@ -325,7 +239,7 @@ class Slot:
         return None
 
     def _leave(self, tenant: _Tenant) -> None:
-        self._ledger.move(tenant.key, Stage.QUIESCING)
+        self._ledger.move(tenant.key, State.QUIESCING)
         tenant.leaving = True
         self._leaving.append(tenant)
         if tenant.leases == 0:

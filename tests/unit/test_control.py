@@ -127,7 +127,7 @@ class TestFollowing:
             rig.publish(version)
             rig.settle()
         assert [made.id.version for made in rig.loader.made if made.closed_by is None] == [999, 1000]
-        assert len(rig.plane.slot(FRAUD).stages()) <= 256
+        assert len(rig.plane.slot(FRAUD).states()) <= 256
         assert rig.plane.status_snapshot().models[0].swaps == 999
 
     def test_a_large_kept_version_makes_room_before_the_next_load(

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from modelcast.consumer.lifecycle import VersionKey
 from modelcast.consumer.policy import (
     MAX_RETRY_S,
     PATIENT_ATTEMPTS,
@@ -27,7 +28,6 @@ from modelcast.consumer.policy import (
     decide,
     retry_delay_s,
 )
-from modelcast.consumer.slot import VersionKey
 from modelcast.names import ModelRef, ModelVersion
 from modelcast.records import FileEntry, Manifest, Release, RepositoryIdentity, Signature, Withdrawn
 from modelcast.registry.image import ModelEntry, RegistryImage, VersionRecord, identity_of

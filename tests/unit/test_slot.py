@@ -11,15 +11,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, rule
 
-from modelcast.consumer.slot import (
-    MAX_LEDGER_VERSIONS,
-    TRANSITIONS,
-    IllegalTransitionError,
-    Ledger,
-    Slot,
-    Stage,
-    VersionKey,
-)
+from modelcast.consumer.lifecycle import LOAD_STEPS, IllegalTransitionError, State, VersionKey
+from modelcast.consumer.slot import Slot
 from modelcast.errors import ModelNotFoundError
 from modelcast.names import ModelVersion
 from modelcast.registry.image import identity_of
@@ -104,7 +97,7 @@ def test_a_quiescing_version_comes_back_while_it_is_leased() -> None:
     slot.swap(first)
     with slot.lease():
         slot.swap(FakeServable(2))
-        assert slot.stage(key(1)) is Stage.QUIESCING
+        assert slot.state(key(1)) is State.QUIESCING
         slot.swap(slot.loaded()[key(1)])
     slot.reap()
     assert slot.live is first
@@ -145,25 +138,25 @@ def test_wait_live_returns_when_another_thread_swaps() -> None:
 
 def test_a_discarded_servable_never_goes_live_and_is_destroyed() -> None:
     slot = Slot("fraud")
-    for stage in (Stage.ASPIRED, Stage.LOADING, Stage.READY):
-        slot.move(key(1), stage)
+    for state in (State.ASPIRED, *LOAD_STEPS, State.READY):
+        slot.move(key(1), state)
     servable = FakeServable(1)
     slot.discard(servable)
     assert slot.live is None
     assert slot.reap() == 1
     assert servable.closed
-    assert slot.stage(key(1)) is Stage.UNLOADED
+    assert slot.state(key(1)) is State.UNLOADED
 
 
 def test_a_version_still_loading_can_not_go_live_and_nothing_changes() -> None:
     slot = Slot("fraud")
     slot.swap(FakeServable(1))
-    slot.move(key(2), Stage.ASPIRED)
-    slot.move(key(2), Stage.LOADING)
-    with pytest.raises(IllegalTransitionError, match="fraud@2 is loading"):
+    slot.move(key(2), State.ASPIRED)
+    slot.move(key(2), State.FETCHING)
+    with pytest.raises(IllegalTransitionError, match="fraud@2 is fetching"):
         slot.swap(FakeServable(2))
     assert slot.live_key == key(1)
-    assert slot.stage(key(2)) is Stage.LOADING
+    assert slot.state(key(2)) is State.FETCHING
     assert slot.generation == 1
 
 
@@ -191,40 +184,6 @@ def test_a_destructor_that_fails_does_not_spare_the_others() -> None:
         slot.reap()
     assert all(servable.closed for servable in servables)
     assert slot.reap() == 0
-
-
-@pytest.mark.parametrize("before", [None, *Stage])
-@pytest.mark.parametrize("to", Stage)
-def test_the_ledger_moves_as_the_table_says_and_never_otherwise(before: Stage | None, to: Stage) -> None:
-    ledger = Ledger()
-    path: dict[Stage | None, list[Stage]] = {None: []}
-    frontier: list[Stage | None] = [None]
-    while frontier:  # a legal way to every stage
-        stage = frontier.pop(0)
-        for following in sorted(TRANSITIONS[stage]):
-            if following not in path:
-                path[following] = [*path[stage], following]
-                frontier.append(following)
-    for stage_on_the_way in path[before]:
-        ledger.move(key(1), stage_on_the_way)
-    if to in TRANSITIONS[before]:
-        ledger.move(key(1), to)
-        assert ledger.stage(key(1)) is to
-    else:
-        with pytest.raises(IllegalTransitionError, match="fraud@1"):
-            ledger.move(key(1), to)
-        assert ledger.stage(key(1)) is before
-
-
-def test_the_ledger_forgets_history_first_and_stays_bounded() -> None:
-    ledger = Ledger()
-    ledger.move(key(1), Stage.READY)
-    ledger.move(key(1), Stage.LIVE)
-    for number in range(2, 3 * MAX_LEDGER_VERSIONS):
-        ledger.move(key(number), Stage.ASPIRED)
-        ledger.move(key(number), Stage.REFUSED)
-    assert len(ledger.snapshot()) == MAX_LEDGER_VERSIONS
-    assert ledger.stage(key(1)) is Stage.LIVE
 
 
 @settings(max_examples=60, stateful_step_count=40, deadline=None)
@@ -293,8 +252,8 @@ class SlotMachine(RuleBasedStateMachine):
     def what_is_used_exists_and_one_is_live(self) -> None:
         assert self.slot.live is self.live
         assert not any(servable.closed for servable in [*self.leased, *self.slot.loaded().values()])
-        assert list(self.slot.stages().values()).count(Stage.LIVE) == (self.live is not None)
-        assert list(self.slot.stages().values()).count(Stage.KEPT) <= 1
+        assert list(self.slot.states().values()).count(State.LIVE) == (self.live is not None)
+        assert list(self.slot.states().values()).count(State.KEPT) <= 1
 
 
 TestSlotMachine = SlotMachine.TestCase
