@@ -1,9 +1,11 @@
 """What an application hands to `predict`, as one array per event field. Pure.
 
-- A table by field: a mapping of arrays, lists or scalars, or a Polars or pandas frame. Scalars count for every row.
+- A table by field: a mapping of arrays, lists or scalars, a Polars or pandas frame, or anything that streams Arrow data
+  (`__arrow_c_stream__`: pyarrow, DuckDB, …), which Polars reads. Scalars count for every row.
 - Or a list of records, each a mapping of field to value.
-- The rules are those of events: a value is there (null and None are not), a string is text, a bool is no number.
-  Fields the model does not take are ignored.
+- The rules are those of events: a value is there (null, None and pandas' NA are not), a string is text, a bool is no
+  number. Fields the model does not take are ignored.
+- Arrays that are what the model takes (its element type, one dimension) are passed on as they are, in a microsecond.
 - A field that holds the whole row of a tensor `[N, d1, …, dk]` is one array of that shape or of `[N, d1·…·dk]`; or for
   each row what `modelcast.tensors` takes. One row alone, as bytes or an array, counts as a scalar does.
 """
@@ -11,14 +13,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Final, Protocol, runtime_checkable
 
 import numpy as np
 
 from modelcast.errors import BindingError
 from modelcast.records import DType
 from modelcast.runtime import Array
-from modelcast.tensors import FieldSpec, is_row, shaped, stack
+from modelcast.tensors import FieldSpec, is_row, numpy_dtype, shaped, stack
 
 
 @runtime_checkable
@@ -33,10 +35,22 @@ class Frame(Protocol):
     def to_numpy(self) -> Array: ...
 
 
-Rows = Mapping[str, Any] | Sequence[Mapping[str, Any]] | Frame
+@runtime_checkable
+class ArrowStream(Protocol):
+    """A table by Arrow's PyCapsule interface (arrow.apache.org/docs/format/CDataInterface/PyCapsuleInterface.html)."""
+
+    def __arrow_c_stream__(self, requested_schema: object | None = None) -> object: ...
+
+
+Rows = Mapping[str, Any] | Sequence[Mapping[str, Any]] | Frame | ArrowStream
 
 _SCALARS = (str, bytes, int, float, bool, np.generic, type(None))
 _BOOLS = (bool, np.bool_)
+_NUMBERS = (int, float, np.integer, np.floating)
+# Numbers of these types need no look at their values: an array of another type, or of objects, does.
+_PREPARED: Final[Mapping[DType, np.dtype[Any]]] = {
+    dtype: numpy_dtype(dtype) for dtype in DType if dtype is not DType.STRING
+}
 
 
 def columns_of(rows: Rows | object, specs: Sequence[FieldSpec]) -> dict[str, Array]:
@@ -49,6 +63,8 @@ def columns_of(rows: Rows | object, specs: Sequence[FieldSpec]) -> dict[str, Arr
     Raises:
         BindingError: A field is missing, null, of the wrong kind, or of another length than the others.
     """
+    if type(rows) is dict and (prepared := _prepared(rows, specs)) is not None:
+        return prepared
     table = _table(rows, specs)
     arrays: dict[str, Array] = {}
     scalars: dict[str, Array] = {}
@@ -66,15 +82,28 @@ def columns_of(rows: Rows | object, specs: Sequence[FieldSpec]) -> dict[str, Arr
     return arrays | {name: np.repeat(column, count, axis=0) for name, column in scalars.items()}
 
 
+def _prepared(rows: dict[str, Any], specs: Sequence[FieldSpec]) -> dict[str, Array] | None:
+    """The rows themselves where each field is an array `[N]` of the type the model takes; the binding checks N."""
+    for spec in specs:
+        array, dtype = rows.get(spec.name), _PREPARED.get(spec.dtype)
+        if dtype is None or spec.shape is not None or type(array) is not np.ndarray:
+            return None
+        if array.ndim != 1 or array.dtype != dtype:
+            return None
+    return rows
+
+
 def _table(rows: object, specs: Sequence[FieldSpec]) -> Mapping[str, Any]:
     if isinstance(rows, Mapping):
         return rows
     if isinstance(rows, Frame):
         return {spec.name: rows[spec.name] for spec in specs if spec.name in rows.columns}
+    if isinstance(rows, ArrowStream):
+        return _arrow(rows, specs)
     if isinstance(rows, str | bytes) or not isinstance(rows, Sequence):
         raise BindingError(
             f"a {type(rows).__name__} can't be predicted on",
-            hint="Give a mapping of field to values, a list of records, or a Polars or pandas frame.",
+            hint="Give a mapping of field to values, a list of records, or a Polars, pandas or Arrow table.",
         )
     table: dict[str, list[Any]] = {}
     for index, record in enumerate(rows):
@@ -89,6 +118,19 @@ def _table(rows: object, specs: Sequence[FieldSpec]) -> Mapping[str, Any]:
     return table
 
 
+def _arrow(rows: ArrowStream, specs: Sequence[FieldSpec]) -> Mapping[str, Any]:
+    import polars
+
+    try:
+        frame = polars.DataFrame(rows)
+    except Exception as error:  # Polars' own, and those of whoever exports the stream
+        raise BindingError(
+            f"a {type(rows).__name__} can't be read as an Arrow table: {error}",
+            hint="Give a table or a stream of record batches with one column per field.",
+        ) from error
+    return {spec.name: frame[spec.name] for spec in specs if spec.name in frame.columns}
+
+
 def _is_one(spec: FieldSpec, value: Any) -> bool:
     """Whether this is one row's value rather than one for each row."""
     return isinstance(value, _SCALARS) or (
@@ -99,7 +141,9 @@ def _is_one(spec: FieldSpec, value: Any) -> bool:
 def _tensor(spec: FieldSpec, values: Any) -> Array:
     if not isinstance(values, np.ndarray | list | tuple):
         _check_nulls(spec, values)
-        values = values.to_list() if hasattr(values, "to_list") else list(values)
+        array = np.asarray(values)
+        # Lists of one length are one array already in Arrow's memory; others are rows of their own.
+        values = array if array.ndim > 1 else values.to_list() if hasattr(values, "to_list") else list(values)
     if isinstance(values, np.ndarray) and values.dtype.kind in "fiu":
         return shaped(values, spec)
     return stack(list(values), spec)
@@ -117,10 +161,17 @@ def _column(spec: FieldSpec, values: Any) -> Array:
 
 
 def _check_nulls(spec: FieldSpec, series: Any) -> None:
-    """A Polars series turns nulls into NaN on its way to numpy, which would be another value, not a missing one."""
-    null_count = getattr(series, "null_count", None)
-    if callable(null_count) and null_count():
-        raise BindingError(f"field {spec.name!r} is null in {null_count()} rows")
+    """Series turn nulls into NaN on their way to numpy, which would be another value, not a missing one."""
+    null_count = getattr(series, "null_count", 0)  # a method of Polars, a property of Arrow
+    count = null_count() if callable(null_count) else null_count
+    if isinstance(getattr(series, "dtype", np.dtype(object)), np.dtype):
+        is_null = None  # pandas on numpy: NaN is all it has, and a value
+    else:
+        is_null = getattr(series, "isna", None)  # pandas' own types, which tell NA from NaN
+    if callable(is_null):
+        count = int(is_null().sum())
+    if count:
+        raise BindingError(f"field {spec.name!r} is null in {count} rows")
 
 
 def _of_objects(spec: FieldSpec, values: Sequence[Any]) -> Array:
@@ -144,4 +195,4 @@ def _fits(kind: type, dtype: DType) -> bool:
         case DType.BOOL:
             return issubclass(kind, _BOOLS)
         case _:
-            return not issubclass(kind, (str, *_BOOLS, type(None)))
+            return issubclass(kind, _NUMBERS) and not issubclass(kind, _BOOLS)

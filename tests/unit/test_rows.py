@@ -28,6 +28,27 @@ RECORDS = [
 ]
 
 
+class Stream:
+    """What any library of Arrow tables offers, and nothing else of it."""
+
+    def __init__(self, frame: pl.DataFrame) -> None:
+        self._frame = frame
+
+    def __arrow_c_stream__(self, requested_schema: object | None = None) -> object:
+        return self._frame.__arrow_c_stream__(requested_schema)
+
+
+class Column:
+    """An Arrow array, by what numpy and a check for nulls need of it."""
+
+    def __init__(self, values: list[Any]) -> None:
+        self.null_count = values.count(None)
+        self._values = values
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray[Any, Any]:
+        return np.array(self._values, dtype)
+
+
 SHAPES: dict[str, Callable[[], Any]] = {
     "lists": lambda: TABLE,
     "tuples": lambda: {name: tuple(values) for name, values in TABLE.items()},
@@ -38,6 +59,10 @@ SHAPES: dict[str, Callable[[], Any]] = {
     "a tuple of records": lambda: tuple(RECORDS),
     "a Polars frame": lambda: pl.DataFrame(TABLE),
     "a pandas frame": lambda: pytest.importorskip("pandas").DataFrame(TABLE),
+    "a pandas frame of nullable types": lambda: pytest.importorskip("pandas").DataFrame(TABLE).convert_dtypes(),
+    "an Arrow stream": lambda: Stream(pl.DataFrame(TABLE)),
+    "an Arrow stream of categories": lambda: Stream(pl.DataFrame(TABLE, schema_overrides={"country": pl.Categorical})),
+    "Arrow columns": lambda: {name: Column(values) for name, values in TABLE.items()},
 }
 
 
@@ -47,6 +72,25 @@ def test_every_shape_of_the_same_rows_gives_the_same_columns(shape: str) -> None
     assert {name: column.tolist() for name, column in columns.items()} == TABLE
     assert columns["country"].dtype == object
     assert columns["night"].dtype == bool
+
+
+def test_arrays_of_the_types_the_model_takes_are_not_copied() -> None:
+    rows = {"amount": np.ones(2, np.float32), "count": np.ones(2, np.int64), "night": np.ones(2, bool)}
+    columns = columns_of(rows, (AMOUNT, COUNT, NIGHT))
+    assert all(columns[name] is array for name, array in rows.items())
+
+
+@pytest.mark.parametrize("values", [np.array([1, 2]), np.array([1.0], dtype=object), np.float32(1.0), np.array(1.0)])
+def test_arrays_of_other_types_give_what_lists_of_them_give(values: Any) -> None:
+    as_lists = columns_of({"amount": np.asarray(values).tolist()}, (AMOUNT,))["amount"]
+    assert np.array_equal(columns_of({"amount": values}, (AMOUNT,))["amount"], as_lists)
+
+
+def test_a_column_of_rows_of_one_length_is_one_array() -> None:
+    images = FieldSpec("image", DType.UINT8, (2, 2))
+    frame = pl.DataFrame({"image": [[1, 2, 3, 4], [5, 6, 7, 8]]}, schema={"image": pl.Array(pl.UInt8, 4)})
+    for rows in (frame, Stream(frame), frame.to_dict(as_series=False)):
+        assert columns_of(rows, (images,))["image"].tolist() == [[[1, 2], [3, 4]], [[5, 6], [7, 8]]]
 
 
 def test_scalars_are_one_row() -> None:
@@ -91,11 +135,29 @@ def test_a_float_that_is_not_a_number_is_a_value() -> None:
         (COUNTRY, b"de", "'country' is b'de' in row 0"),
         (NIGHT, [1, 0], "'night' is 1 in row 0"),
         (COUNT, [1, False], "'count' is False in row 1"),
+        (COUNT, [1, {}], "'count' is {} in row 1"),
+        (AMOUNT, Column([1.0, None]), "'amount' is null in 1 rows"),
     ],
 )
 def test_a_value_of_another_kind_is_named_with_its_row(spec: FieldSpec, values: Any, message: str) -> None:
     with pytest.raises(BindingError, match=message):
         columns_of({spec.name: values}, (spec,))
+
+
+@pytest.mark.parametrize("dtype", ["Int64", "Float64", "object"])
+def test_what_pandas_holds_as_missing_is_null_and_no_number(dtype: str) -> None:
+    pandas = pytest.importorskip("pandas")
+    with pytest.raises(BindingError, match="null in 1 rows|<NA> in row 1"):
+        columns_of(pandas.DataFrame({"amount": pandas.Series([1, pandas.NA], dtype=dtype)}), (AMOUNT,))
+
+
+def test_a_stream_that_ends_in_an_error_is_named() -> None:
+    class Broken:
+        def __arrow_c_stream__(self, requested_schema: object | None = None) -> object:
+            raise ValueError("the connection was lost")
+
+    with pytest.raises(BindingError, match="a Broken can't be read as an Arrow table: the connection was lost"):
+        columns_of(Broken(), (AMOUNT,))
 
 
 @pytest.mark.parametrize(
