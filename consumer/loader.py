@@ -9,6 +9,8 @@
     golden      the examples reproduced within tolerance         GoldenError
 
 - The first failure ends it and leaves nothing behind; whatever runs goes on running.
+- Whoever asks is told when a load is `fetching`, `verifying` (structure, binding, probe), `loading` (session) and
+  `warming` (golden, warm), each once, in this order, on the thread that loads.
 - The golden examples are run before the batch buckets that are made of them, so that the first run is the one checked.
 - Steps that native code may hold for ever run on a thread that is given up at the deadline.
 """
@@ -41,16 +43,15 @@ from modelcast.runtime import Array
 from modelcast.topics import Topics
 
 from .binding import Binding, EventFields
-from .probe import Trial, TrialRunner
+from .lifecycle import State
+from .probe import Trial, TrialRunner, memory_allowed
 from .quarantine import Quarantine
 from .servable import LoadReport, Servable
 
 T = TypeVar("T")
 
-# What a graph may take beside its own files when it is tried: activations of its examples, the runtime's arena.
-PROBE_MEMORY_BYTES = 2 << 30
-# A file's bytes are mapped or read, repacked for the processor, and held twice while that happens.
-PROBE_MEMORY_PER_BYTE = 3
+OnState = Callable[[State], None]
+
 # Loading and running examples takes seconds; whoever waits for a minute has a loop.
 PROBE_S = 60.0
 SESSION_S = 120.0
@@ -112,12 +113,20 @@ class Loader:
         if self._runner is not None:
             self._runner.prepare()
 
-    def load(self, record: VersionRecord, fields: EventFields | None, progress: Progress | None = None) -> Servable:
+    def load(
+        self,
+        record: VersionRecord,
+        fields: EventFields | None,
+        on_state: OnState = lambda _: None,
+        *,
+        progress: Progress | None = None,
+    ) -> Servable:
         """Takes all steps.
 
         Args:
             record: The version.
             fields: What the events are known to have; None if that is not known beforehand.
+            on_state: Called with each state as it begins: be quick.
             progress: Called with bytes fetched and bytes to fetch.
 
         Raises:
@@ -129,9 +138,11 @@ class Loader:
         watch = _Stopwatch()
         binding = Binding(manifest.signature)
         _check_files(manifest)
+        on_state(State.FETCHING)
         with watch("fetch"):
             view = self._fetcher.fetch(record, progress)
         try:
+            on_state(State.VERIFYING)
             # From here on foreign bytes meet native code; a process killed while it fetched says nothing of the model.
             with self._quarantine.guard(manifest.digest, str(manifest.id)):
                 with watch("check"):
@@ -139,7 +150,7 @@ class Loader:
                 with watch("probe"):
                     if not record.signers:  # whom the policy trusts with a model, it trusts to have tried it
                         self._probe(view, manifest)
-                servable = self._open(view, manifest, binding, watch)
+                servable = self._open(view, manifest, binding, watch, on_state)
         except BaseException:
             self._cache.release(view)
             raise
@@ -173,19 +184,21 @@ class Loader:
     def _probe(self, view: Path, manifest: Manifest) -> None:
         if self._runner is None:
             return
-        memory_bytes = PROBE_MEMORY_BYTES + PROBE_MEMORY_PER_BYTE * manifest.size_bytes
+        memory_bytes = memory_allowed(manifest.size_bytes)
         wall_s = PROBE_S + manifest.size_bytes / LOAD_BYTES_PER_S
         self._runner.run(Trial(view / GRAPH_PATH, view / EXAMPLES_PATH, memory_bytes, wall_s))
 
-    def _open(self, view: Path, manifest: Manifest, binding: Binding, watch: _Stopwatch) -> Servable:
+    def _open(self, view: Path, manifest: Manifest, binding: Binding, watch: _Stopwatch, on_state: OnState) -> Servable:
         def session() -> runtime.Session:
             return runtime.open_session(
                 view / GRAPH_PATH, device=self._device, threads=self._threads, prepacking=self._prepacking
             )
 
+        on_state(State.LOADING)
         with watch("session"):
             opened = _within(SESSION_S + manifest.size_bytes / LOAD_BYTES_PER_S, f"opening {manifest.id}", session)
         servable = Servable(manifest, binding, opened, release=lambda: self._cache.release(view))
+        on_state(State.WARMING)
         examples = golden.read(view / EXAMPLES_PATH)
         with watch("golden"):
             _check_examples(manifest, examples)

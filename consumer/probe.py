@@ -35,6 +35,10 @@ from typing import Any, Self
 from modelcast.errors import ModelcastError, SmokeRunError
 from modelcast.records import LoadProbe
 
+# What a graph may take beside its own files when it is tried: activations of its examples, the runtime's arena.
+MEMORY_BYTES = 2 << 30
+# A file's bytes are mapped or read, repacked for the processor, and held twice while that happens.
+MEMORY_PER_FILE_BYTE = 3
 # Beyond a trial's own time: starting Python and importing the runtime on a busy host.
 _START_S = 30.0
 # A report is some numbers or one message.
@@ -42,6 +46,11 @@ _MAX_REPORT_BYTES = 64 << 10
 _ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "TMPDIR")
 _OVERTIME_SIGNALS = frozenset({signal.SIGALRM, signal.SIGXCPU})
 _MEMORY_WORDS = ("bad_alloc", "allocate", "MemoryError", "out of memory")
+
+
+def memory_allowed(size_bytes: int) -> int:
+    """Private memory the trial of a version with files of this size may take, in bytes."""
+    return MEMORY_BYTES + MEMORY_PER_FILE_BYTE * size_bytes
 
 
 @dataclass(frozen=True, slots=True)

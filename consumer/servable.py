@@ -15,15 +15,37 @@ import numpy as np
 
 from modelcast.errors import LoadError
 from modelcast.names import ModelVersion
-from modelcast.records import DType, Manifest
+from modelcast.records import EXAMPLES_PATH, DType, Manifest
 from modelcast.runtime import Array, Session
 
 from .binding import Binding
+from .probe import memory_allowed
 
 # Rows of one run: past some thousand rows throughput no longer grows, while the memory for activations does.
 MAX_RUN_ROWS = 16_384
 # … and values of all inputs together: a convolution turns each into dozens, 128 MiB of float32 with 32 channels.
 MAX_RUN_VALUES = 1 << 20
+
+
+# What Python and the runtime took in the process that measured a version (60 MB here): no part of what it needs.
+_MEASURED_WITH_BYTES = 56 << 20
+# Where nobody measured: files stay mapped, and the runtime repacks each for the processor.
+_UNMEASURED_FACTOR = 2
+# The runtime's own for any session, however small its graph: arena, kernels, thread.
+_SESSION_BYTES = 1 << 20
+
+
+def memory_need(manifest: Manifest) -> int:
+    """Bytes of memory one loaded version is expected to take, from its manifest alone.
+
+    What its publisher measured when it loaded the version and ran it on its examples; never less than its files, nor
+    more than a trial of it may take (manifests may be unsigned). Without a measurement, a multiple of its files.
+    """
+    files = sum(entry.size for entry in manifest.files if entry.path != EXAMPLES_PATH)
+    if manifest.probe is None:
+        return _SESSION_BYTES + _UNMEASURED_FACTOR * files
+    measured = max(files, manifest.probe.peak_bytes - _MEASURED_WITH_BYTES)
+    return _SESSION_BYTES + min(measured, memory_allowed(manifest.size_bytes))
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +74,9 @@ class LoadReport:
 class Servable:
     """One version, ready to score.
 
+    Attributes:
+        memory_bytes: What it takes, as far as its manifest says (`memory_need`): what a memory budget counts.
+
     Args:
         release: Called once by `close`, when the session is gone.
     """
@@ -69,6 +94,7 @@ class Servable:
         self.manifest = manifest
         self.binding = binding
         self.device = session.device
+        self.memory_bytes = memory_need(manifest)
         self.report = report
         self._names = [output.name for output in manifest.signature.outputs]
         self._session: Session | None = session

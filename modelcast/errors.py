@@ -26,6 +26,7 @@
     │   ├── BindingError              inputs can't be bound to the fields of the events
     │   ├── GoldenError               golden examples were not reproduced, or are not finite
     │   ├── LoadError                 the runtime could not build a session
+    │   │   └── OutOfMemoryError      there is not enough memory for it now
     │   └── QuarantinedError          processes died loading it; left alone for a while
     ├── CacheError                    the cache of model files can't be read or written (1)
     ├── GateError                     a published requirement was not met (6)
@@ -221,6 +222,13 @@ class LoadError(ModelRefusedError):
     """The runtime could not build a session, or did not within its deadline."""
 
     reason = "load"
+
+
+class OutOfMemoryError(LoadError):
+    """A version does not fit the memory, of the host or of a device, that is free now."""
+
+    reason = "out-of-memory"
+    retriable = True  # what is loaded now will be let go
 
 
 class CacheError(ModelcastError):

@@ -13,6 +13,7 @@ from onnx import TensorProto, helper
 
 from modelcast import blobs, digest
 from modelcast.consumer.binding import EventFields
+from modelcast.consumer.lifecycle import LOAD_STEPS, State
 from modelcast.consumer.loader import Loader
 from modelcast.consumer.loader import _within as within
 from modelcast.errors import (
@@ -108,6 +109,18 @@ def test_a_version_is_loaded_and_says_what_each_step_took(shelf: Shelf, loader: 
     assert len(views(tmp_path)) == 1
     servable.close()
     assert views(tmp_path) == []
+
+
+def test_a_load_says_where_it_is_and_stops_saying_where_it_fails(shelf: Shelf, loader: Loader, tmp_path: Path) -> None:
+    states: list[State] = []
+    good = shelf.put({"model.onnx": graph(), "examples.npz": examples(tmp_path)}, tmp_path)
+    loader.load(good, None, states.append).close()
+    assert tuple(states) == LOAD_STEPS
+    for make, reached in ((env_as_tensor, State.VERIFYING), (golden_mismatch, State.WARMING)):
+        states.clear()
+        with pytest.raises(ModelRefusedError):
+            loader.load(shelf.put(make(tmp_path), tmp_path), None, states.append)
+        assert states == list(LOAD_STEPS[: LOAD_STEPS.index(reached) + 1])
 
 
 def test_a_signed_version_is_not_tried_in_a_child_first(

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from modelcast.consumer.binding import Binding
-from modelcast.consumer.servable import MAX_RUN_ROWS, MAX_RUN_VALUES, Servable
+from modelcast.consumer.probe import memory_allowed
+from modelcast.consumer.servable import MAX_RUN_ROWS, MAX_RUN_VALUES, Servable, memory_need
 from modelcast.errors import BindingError, LoadError
-from modelcast.records import DType, OutputSpec, Signature
+from modelcast.records import DType, FileEntry, LoadProbe, OutputSpec, Signature
 from modelcast.runtime import Array, TensorInfo
 
 from .registry_records import SIGNATURE, manifest
@@ -88,3 +89,18 @@ def test_closing_releases_once_and_ends_running() -> None:
     assert released == [True]
     with pytest.raises(RuntimeError, match="fraud@3 was closed"):
         closing.run(columns(1))
+
+
+def test_a_version_needs_what_was_measured_within_what_can_be_true() -> None:
+    files = (FileEntry("model.onnx", 100 << 20, "sha256:" + "1" * 64), FileEntry("examples.npz", 1 << 20, "sha256:e"))
+    unmeasured = replace(manifest(1), files=files)
+    assert memory_need(unmeasured) > 200 << 20
+
+    def need(peak_bytes: int) -> int:
+        return memory_need(replace(unmeasured, probe=LoadProbe(1.0, 1.0, peak_bytes)))
+
+    process = 60 << 20
+    assert 300 << 20 < need(process + (300 << 20)) < 310 << 20
+    assert 100 << 20 < need(process) < 110 << 20  # files are mapped whatever a measurement says
+    assert need(1 << 60) < memory_allowed(unmeasured.size_bytes) + (10 << 20)
+    assert servable(SumSession()).memory_bytes == memory_need(manifest(3))
