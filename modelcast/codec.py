@@ -76,13 +76,7 @@ def unseal(envelope: Envelope) -> Payload:
         WireError: The payload type is unknown, the bytes are not one, or a declared size is out of bounds.
         NewerFormatError: A newer modelcast wrote it.
     """
-    readers: dict[str, Callable[[bytes], Payload]] = {
-        _PAYLOAD_TYPES[RepositoryIdentity]: _decode_repository,
-        _PAYLOAD_TYPES[Manifest]: _decode_manifest,
-        _PAYLOAD_TYPES[Withdrawn]: _decode_withdrawn,
-        _PAYLOAD_TYPES[Release]: _decode_release,
-    }
-    reader = readers.get(envelope.payload_type)
+    reader = _READERS.get(envelope.payload_type)
     if reader is None:
         kind = NewerFormatError if envelope.payload_type.startswith(_PAYLOAD_TYPE_PREFIX) else WireError
         raise kind(f"payload type {envelope.payload_type!r} is not known to this version of modelcast")
@@ -181,6 +175,14 @@ def _decode_manifest(data: bytes) -> Manifest:
     return manifest
 
 
+_READERS: dict[str, Callable[[bytes], Payload]] = {
+    _PAYLOAD_TYPES[RepositoryIdentity]: _decode_repository,
+    _PAYLOAD_TYPES[Manifest]: _decode_manifest,
+    _PAYLOAD_TYPES[Withdrawn]: _decode_withdrawn,
+    _PAYLOAD_TYPES[Release]: _decode_release,
+}
+
+
 def _tensor(entry: Mapping[str, Any]) -> dict[str, Any]:
     return {"name": entry["name"], "dtype": DType(entry["dtype"]), "shape": tuple(entry["shape"])}
 
@@ -190,7 +192,9 @@ def _check_manifest(manifest: Manifest) -> None:
     _require(1 <= manifest.chunk_bytes <= MAX_CHUNK_BYTES, f"chunk size {manifest.chunk_bytes}")
     _require(1 <= len(manifest.files) <= MAX_FILES, f"{len(manifest.files)} files")
     _require(manifest.store is None or len(manifest.store) <= MAX_STORE_CHARS, "a store's URL too long")
-    _require(len(manifest.signature.fields) <= MAX_FIELDS, f"{len(manifest.signature.fields)} fields")
+    named = sum(len(binding.fields) for binding in manifest.signature.inputs)
+    if named > MAX_FIELDS:  # each field counts once
+        _require(len(manifest.signature.fields) <= MAX_FIELDS, f"{len(manifest.signature.fields)} fields")
     paths = [entry.path for entry in manifest.files]
     _require(len(set(paths)) == len(paths), "a path twice")
     _require(paths == sorted(paths), "paths out of order")

@@ -24,7 +24,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from modelcast import codec, digest
 from modelcast.errors import ModelNotFoundError, NewerFormatError, UsageError, VersionNotFoundError, WireError
@@ -56,6 +56,9 @@ MAX_PASSED = 20_000
 class VersionRecord:
     """A published version.
 
+    One that was replayed stays in the bytes it came in until somebody looks at it (`packed`): of a hundred thousand
+    versions an application uses a few, and as objects they took five times the memory, and time at every collection.
+
     Attributes:
         hints: Where its chunks were; unsigned.
         offset: Where the record stands; the newest, if it was written again with more signatures or other hints.
@@ -66,6 +69,26 @@ class VersionRecord:
     hints: tuple[ChunkHint, ...]
     offset: int
     signers: tuple[str, ...] = ()
+
+    @classmethod
+    def packed(cls, value: bytes, offset: int, signers: tuple[str, ...]) -> VersionRecord:
+        """A record of a registry value that was found to hold a manifest."""
+        record = cls.__new__(cls)
+        for name, content in (("_value", value), ("offset", offset), ("signers", signers)):
+            object.__setattr__(record, name, content)
+        return record
+
+    if not TYPE_CHECKING:  # it would have every misspelt attribute pass
+
+        def __getattr__(self, name: str) -> object:
+            """Unpacks at the first look; any thread may, since all come to the same."""
+            value = self.__dict__.get("_value")
+            if name not in {"manifest", "hints"} or value is None:
+                raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+            envelope = codec.decode_envelope(value)
+            object.__setattr__(self, "manifest", codec.unseal(envelope))
+            object.__setattr__(self, "hints", envelope.hints)
+            return self.__dict__[name]
 
     @cached_property
     def identity(self) -> str:
@@ -340,7 +363,7 @@ class RegistryDelta:
         match key.kind, payload:
             case "version", Manifest() | Withdrawn():
                 self._check_scope(key, payload.repository, payload.model, payload.version)
-                self._add_version(key, payload, _Found(envelope.hints, offset, verdict.signers))
+                self._add_version(key, payload, _Found(value, envelope.hints, offset, verdict.signers))
             case "release", Release():
                 self._check_scope(key, payload.repository, payload.model, payload.sequence)
                 self._add_release(key, payload, Standing(offset, verdict.signers))
@@ -412,7 +435,7 @@ class RegistryDelta:
         self._count(key)
         match known, payload:
             case None, Manifest():
-                versions[key.number] = VersionRecord(payload, record.hints, record.offset, record.signers)
+                versions[key.number] = VersionRecord.packed(record.value, record.offset, record.signers)
             case None | VersionRecord(), Withdrawn():
                 versions[key.number] = payload
             case VersionRecord(), Manifest() if known.manifest == payload:
@@ -445,8 +468,9 @@ class RegistryDelta:
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """What an envelope says beside its payload."""
+    """A record of the registry, and what its envelope says beside the payload."""
 
+    value: bytes
     hints: tuple[ChunkHint, ...]
     offset: int
     signers: tuple[str, ...]

@@ -142,6 +142,19 @@ def test_hints_are_kept_with_the_version() -> None:
     assert record.hints == (hint,)
 
 
+def test_a_version_stays_in_its_bytes_until_somebody_looks_at_it_and_is_the_same_then() -> None:
+    hint = ChunkHint("sha256:" + "e" * 64, 2, 10, 11)
+    record = (
+        replayed(records(REPOSITORY) + records(REPOSITORY, manifest(1), hints=(hint,))[1:]).models["fraud"].version(1)
+    )
+    assert record.offset == 1
+    assert "manifest" not in vars(record), "a hundred thousand of them would not fit"
+    assert record == VersionRecord(manifest(1), (hint,), 1)
+    assert replace(record, offset=7) == VersionRecord(manifest(1), (hint,), 7)
+    with pytest.raises(AttributeError, match="'VersionRecord' object has no attribute 'manifset'"):
+        record.manifset  # type: ignore[attr-defined]
+
+
 def test_unknown_names_are_answered_with_what_there_is() -> None:
     after = image(REPOSITORY, manifest(1))
     with pytest.raises(ModelNotFoundError, match="fraud"):
