@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from dataclasses import replace
 
 import pytest
 
 from modelcast import codec
-from modelcast.consumer.status import HEARTBEAT_S, RETRY_S, StatusReporter
+from modelcast.consumer.status import CLOSE_TIMEOUT_S, HEARTBEAT_S, MAX_STATUS_BYTES, RETRY_S, StatusReporter
 from modelcast.errors import BrokerError
-from modelcast.records import InstanceStatus, ModelState, ModelStatus
+from modelcast.log import LogWriter
+from modelcast.records import InstanceStatus, ModelState, ModelStatus, Refusal
 
-from .control_rig import TOPICS, UnsteadyLog
+from .control_rig import TOPICS, UnsteadyLog, wait_until
 
 STATUS = InstanceStatus(
     repository="r",
@@ -32,6 +35,14 @@ class Bench:
         self.now_s = 50.0
         self.reporter = StatusReporter(self.log, TOPICS, clock=lambda: self.now_s)
 
+    def report(self, status: InstanceStatus) -> None:
+        """Reports, and again once a writer is open or could not be opened."""
+        self.reporter.report(status)
+        opening = self.reporter._opening
+        if opening is not None:
+            opening.join()
+            self.reporter.report(status)
+
     def sent(self) -> list[InstanceStatus]:
         reader = self.log._log.reader(TOPICS.status, {0: 0})
         records = reader.poll(0.0)
@@ -45,42 +56,75 @@ def bench() -> Bench:
 
 
 def test_the_first_status_is_sent_under_the_instances_name(bench: Bench) -> None:
-    bench.reporter.report(STATUS)
+    bench.report(STATUS)
     assert bench.sent() == [STATUS]
 
 
 def test_time_alone_is_no_news(bench: Bench) -> None:
-    bench.reporter.report(STATUS)
+    bench.report(STATUS)
     bench.now_s += HEARTBEAT_S - 0.1
-    bench.reporter.report(replace(STATUS, at_ms=2000))
+    bench.report(replace(STATUS, at_ms=2000))
     assert len(bench.sent()) == 1
 
 
 def test_a_heartbeat_goes_out_when_due_and_again_after_another(bench: Bench) -> None:
     for _ in range(4):
-        bench.reporter.report(STATUS)
+        bench.report(STATUS)
         bench.now_s += HEARTBEAT_S
     assert len(bench.sent()) == 4
 
 
 def test_a_change_goes_out_at_once(bench: Bench) -> None:
-    bench.reporter.report(STATUS)
+    bench.report(STATUS)
     changed = replace(STATUS, models=(replace(STATUS.models[0], live_version=4),))
-    bench.reporter.report(changed)
+    bench.report(changed)
     assert bench.sent() == [STATUS, changed]
+
+
+def test_figures_that_move_all_the_time_go_along_and_are_no_news(bench: Bench) -> None:
+    bench.report(STATUS)
+    moved = replace(STATUS.models[0], events=10, events_per_s=2.5, lag=3, dead_letters=1)
+    busy = replace(STATUS, at_ms=2000, models=(moved,))
+    bench.report(busy)
+    assert bench.sent() == [STATUS]
+    bench.now_s += HEARTBEAT_S
+    bench.report(busy)
+    assert bench.sent() == [STATUS, busy]
+
+
+def test_that_the_registry_is_away_is_news_and_for_how_long_is_not(bench: Bench) -> None:
+    for stale_ms in (None, 1_000, 2_000, None):
+        bench.report(replace(STATUS, stale_ms=stale_ms))
+    assert [status.stale_ms for status in bench.sent()] == [None, 1_000, None]
+
+
+@pytest.mark.parametrize(
+    "news",
+    [
+        {"next_version": 4, "next_state": "fetching"},
+        {"stale": True},
+        {"state": ModelState.IDLE},
+        {"refusals": (Refusal(4, "golden", "no", 1),)},
+    ],
+)
+def test_what_becomes_of_a_version_is_news(bench: Bench, news: dict[str, object]) -> None:
+    bench.report(STATUS)
+    bench.report(replace(STATUS, models=(replace(STATUS.models[0], **news),)))
+    assert len(bench.sent()) == 2
 
 
 def test_a_log_that_is_away_is_no_trouble_and_tried_again_later(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
     bench.log.down = True
-    for _ in range(10):
-        bench.reporter.report(STATUS)
+    for _ in range(2 * int(RETRY_S)):
+        bench.report(STATUS)
         bench.now_s += 1
+    bench.report(STATUS)
     bench.log.down = False
-    bench.reporter.report(STATUS)
+    bench.report(STATUS)
     assert bench.sent() == []
     assert caplog.text.count("can't be written") == 1
     bench.now_s += RETRY_S
-    bench.reporter.report(STATUS)
+    bench.report(STATUS)
     assert bench.sent() == [STATUS]
 
 
@@ -106,13 +150,13 @@ class BreakingWriter:
 def test_a_writer_that_broke_is_replaced(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     broken = BreakingWriter()
     monkeypatch.setattr(bench.log, "writer", lambda: broken, raising=False)
-    bench.reporter.report(STATUS)
+    bench.report(STATUS)
     bench.now_s += HEARTBEAT_S
-    bench.reporter.report(STATUS)
+    bench.report(STATUS)
     assert broken.closed
     monkeypatch.undo()
     bench.now_s += RETRY_S
-    bench.reporter.report(STATUS)
+    bench.report(STATUS)
     assert len(bench.sent()) == 1
 
 
@@ -121,26 +165,89 @@ def test_an_acknowledgement_that_is_late_keeps_no_status_back(bench: Bench, monk
     monkeypatch.setattr(slow, "flush", BreakingWriter().flush)
     monkeypatch.setattr(bench.log, "writer", lambda: slow, raising=False)
     for _ in range(3):
-        bench.reporter.report(STATUS)
+        bench.report(STATUS)
         bench.now_s += HEARTBEAT_S
     assert len(bench.sent()) == 3
 
 
 def test_close_says_that_the_models_stopped(bench: Bench) -> None:
-    bench.reporter.report(STATUS)
+    bench.report(STATUS)
     bench.reporter.close(STATUS)
-    (model,) = bench.sent()[-1].models
+    last = bench.sent()[-1]
+    (model,) = last.models
+    assert last.ended
     assert (model.state, model.live_version, model.swaps) == (ModelState.STOPPED, None, 2)
 
 
+def test_an_instance_that_ends_at_once_says_so(bench: Bench) -> None:
+    bench.reporter.close(STATUS)
+    assert [status.ended for status in bench.sent()] == [True]
+
+
 def test_close_is_silent_when_the_log_is_away(bench: Bench) -> None:
-    bench.reporter.report(STATUS)
+    bench.report(STATUS)
     bench.log.down = True
     bench.reporter.close(STATUS)
 
 
 def test_a_missing_status_topic_is_no_trouble(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
     del bench.log._log._topics[TOPICS.status]
-    bench.reporter.report(STATUS)
+    bench.report(STATUS)
     bench.reporter.close(STATUS)
     assert "host-0" in caplog.text
+
+
+class HangingLog:
+    """Opens writers when it is let, as Kafka does while no broker answers."""
+
+    def __init__(self, log: UnsteadyLog) -> None:
+        self.answers = threading.Event()
+        self.closed = threading.Event()
+        self.opened = 0
+        self._log = log
+
+    def writer(self) -> LogWriter:
+        self.opened += 1
+        assert self.answers.wait(10.0)
+        writer: LogWriter = self._log.writer()
+        writer.close = self.closed.set  # type: ignore[method-assign]
+        return writer
+
+
+class TestALogThatHangs:
+    @pytest.fixture
+    def hanging(self, bench: Bench) -> HangingLog:
+        log = HangingLog(bench.log)
+        bench.reporter = StatusReporter(log, TOPICS, clock=lambda: bench.now_s)  # type: ignore[arg-type]
+        return log
+
+    def test_holds_up_nobody_and_gets_the_newest_status_when_it_answers(
+        self, bench: Bench, hanging: HangingLog
+    ) -> None:
+        started = time.monotonic()
+        for version in range(4, 14):
+            bench.now_s += 1
+            bench.reporter.report(replace(STATUS, models=(replace(STATUS.models[0], live_version=version),)))
+        assert time.monotonic() - started < 1.0
+        assert hanging.opened == 1
+        hanging.answers.set()
+        bench.report(STATUS)
+        assert [status.models[0].live_version for status in bench.sent()] == [4, 3]
+
+    def test_holds_up_no_end_and_what_it_opens_later_is_closed(self, bench: Bench, hanging: HangingLog) -> None:
+        started = time.monotonic()
+        bench.reporter.report(STATUS)
+        bench.reporter.close(STATUS)
+        assert time.monotonic() - started < CLOSE_TIMEOUT_S + 1.0
+        hanging.answers.set()
+        wait_until(hanging.closed.is_set, "the late writer to be closed")
+
+
+def test_a_status_too_large_for_a_record_goes_out_without_its_refusals(bench: Bench) -> None:
+    refused = replace(STATUS.models[0], refusals=(Refusal(4, "golden", "x" * 5_000, 1),) * 10)
+    bench.report(replace(STATUS, models=(refused,)))
+    bench.report(replace(STATUS, models=(refused,) * 200))
+    short, none = bench.sent()
+    assert {len(refusal.message) for refusal in short.models[0].refusals} == {1_000}
+    assert {model.refusals for model in none.models} == {()}
+    assert len(codec.encode_status(none)) < MAX_STATUS_BYTES
