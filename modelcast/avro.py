@@ -2,6 +2,7 @@
 
 - A single-object record is `C3 01`, the schema's CRC-64-AVRO fingerprint (8 bytes, little-endian), the datum
   (Avro specification 1.12, "Single object encoding").
+- fastavro is imported where it is used: loading and running a model takes no Avro.
 - Decoding consumes every byte or raises: a datum with bytes behind it is not the datum its writer wrote.
 - The fingerprint ignores logical types, documentation and defaults, so the *digest* of a schema (SHA-256 of its text)
   is its identity and the fingerprint only how records point to it.
@@ -16,9 +17,6 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
-
-import fastavro
-from fastavro.schema import SchemaParseException, fingerprint, to_parsing_canonical_form
 
 from modelcast import digest
 from modelcast.errors import SourceError, WireError
@@ -47,10 +45,12 @@ class Schema:
         Raises:
             SourceError: Not JSON, or not an Avro schema.
         """
+        import fastavro
+
         try:
             data = json.loads(definition) if isinstance(definition, (str, bytes)) else dict(definition)
             fastavro.parse_schema(data)
-        except (ValueError, TypeError, KeyError, SchemaParseException) as error:
+        except (ValueError, TypeError, KeyError, fastavro.schema.SchemaParseException) as error:
             raise SourceError(
                 f"not an Avro schema: {error}", hint="Give a .avsc file as the Avro specification describes it."
             ) from error
@@ -59,11 +59,15 @@ class Schema:
     @cached_property
     def parsed(self) -> Any:
         """What fastavro's readers and writers take."""
+        import fastavro
+
         return fastavro.parse_schema(self.definition)
 
     @cached_property
     def fingerprint(self) -> bytes:
         """CRC-64-AVRO of the parsing canonical form: 8 bytes, little-endian."""
+        from fastavro.schema import fingerprint, to_parsing_canonical_form
+
         return bytes.fromhex(fingerprint(to_parsing_canonical_form(self.definition), "CRC-64-AVRO"))
 
     @cached_property
@@ -99,6 +103,8 @@ class Schema:
         Raises:
             WireError: Not a datum of this schema, or bytes stand behind it.
         """
+        import fastavro
+
         buffer = io.BytesIO(data)
         buffer.seek(start)
         try:
@@ -110,6 +116,8 @@ class Schema:
         return datum
 
     def _write(self, buffer: io.BytesIO, datum: Any) -> None:
+        import fastavro
+
         try:
             fastavro.schemaless_writer(buffer, self.parsed, datum)
         except Exception as error:  # as above: the class depends on the datum
@@ -138,6 +146,8 @@ def fingerprint_of(data: bytes) -> bytes | None:
 
 def container_header(schema: Schema) -> tuple[bytes, bytes]:
     """The header of an Avro object container file of `schema`, and its 16-byte sync marker."""
+    import fastavro
+
     buffer = io.BytesIO()
     fastavro.writer(buffer, schema.parsed, [])
     header = buffer.getvalue()
