@@ -2,7 +2,7 @@
 
 Rules:
 - At most one servable is live. A lease sees exactly one servable and keeps it usable until it ends.
-- `swap` changes pointers under one short lock. It never waits for leases, and leases never wait for a load.
+- `swap` changes pointers under one short lock. It never waits for leases, and a lease waits for nothing at all.
 - The servable replaced is *kept*: still loaded, so that going back is another `swap`. What that pushes out is
   *quiescing* until its leases end, and then waits in a queue for `reap`.
 - Only `reap` destroys, and only the control thread calls it: ending a lease costs the scoring thread no destructor.
@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -28,16 +27,30 @@ if TYPE_CHECKING:
     from .servable import Servable
 
 
-@dataclass(slots=True, eq=False)
 class _Tenant:
-    servable: Servable
-    key: VersionKey
-    leases: int = 0
-    leaving: bool = False
+    """A servable in a slot.
+
+    Attributes:
+        leases: One entry for each lease; appending and taking off are atomic, unlike counting.
+        leaving: Whether it is to be destroyed once nobody leases it.
+    """
+
+    __slots__ = ("key", "leases", "leaving", "servable")
+
+    def __init__(self, servable: Servable, key: VersionKey) -> None:
+        self.servable = servable
+        self.key = key
+        self.leases: list[None] = []
+        self.leaving = False
 
 
 class Lease:
-    """The right to use the live servable until the `with` block ends; single use."""
+    """The right to use the live servable until the `with` block ends; single use.
+
+    Taken without a lock: whoever scores is never held up by another thread, and pays a third. First the lease is noted,
+    then the tenant looked at again. If it is still the live one, then whoever replaces it looks for leases later, and
+    finds this one; if not, it may be destroyed already, and the next is tried.
+    """
 
     __slots__ = ("_slot", "_tenant")
 
@@ -46,15 +59,22 @@ class Lease:
         self._tenant: _Tenant | None = None
 
     def __enter__(self) -> Servable:
-        self._tenant = self._slot._enter()
-        return self._tenant.servable
+        slot = self._slot
+        while (tenant := slot._live) is not None:
+            tenant.leases.append(None)
+            if tenant is slot._live:
+                self._tenant = tenant
+                slot.uses += 1
+                return tenant.servable
+            slot._give_back(tenant)
+        raise ModelNotFoundError(f"no version of {slot._name!r} is live yet")
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         tenant, self._tenant = self._tenant, None
         if tenant is not None:
-            self._slot._exit(tenant)
+            self._slot._give_back(tenant)
 
 
 class Slot:
@@ -63,7 +83,11 @@ class Slot:
     Args:
         name: What users call it, for messages.
         keep: Servables kept loaded behind the live one: 1, or 0 where memory is short.
-        on_reapable: Called, on whichever thread, when `reap` has something to do.
+        on_reapable: Called, on whichever thread, when `reap` may have something to do.
+
+    Attributes:
+        uses: Grows with the leases taken. Threads that take one at the same moment may count as one: that it changed
+            says that the slot is in use, and nothing more.
     """
 
     def __init__(self, name: str, *, keep: int = 1, on_reapable: Callable[[], None] = lambda: None) -> None:
@@ -78,6 +102,7 @@ class Slot:
         self._kept: _Tenant | None = None
         self._leaving: list[_Tenant] = []
         self._generation = 0
+        self.uses = 0
 
     @property
     def live(self) -> Servable | None:
@@ -190,8 +215,11 @@ class Slot:
             ExceptionGroup: Destructors that failed, after all of them were called.
         """
         with self._changed:
-            ready = [tenant for tenant in self._leaving if tenant.leases == 0]
-            self._leaving = [tenant for tenant in self._leaving if tenant.leases > 0]
+            ready: list[_Tenant] = []
+            leaving: list[_Tenant] = []
+            for tenant in self._leaving:  # each is asked once: leases come and go without the lock
+                (leaving if tenant.leases else ready).append(tenant)
+            self._leaving = leaving
         failures = []
         for tenant in ready:
             try:
@@ -242,20 +270,11 @@ class Slot:
         self._ledger.move(tenant.key, State.QUIESCING)
         tenant.leaving = True
         self._leaving.append(tenant)
-        if tenant.leases == 0:
+        if not tenant.leases:
             self._on_reapable()
 
-    def _enter(self) -> _Tenant:
-        with self._changed:
-            tenant = self._live
-            if tenant is None:
-                raise ModelNotFoundError(f"no version of {self._name!r} is live yet")
-            tenant.leases += 1
-            return tenant
-
-    def _exit(self, tenant: _Tenant) -> None:
-        with self._changed:
-            tenant.leases -= 1
-            last = tenant.leaving and tenant.leases == 0
-        if last:
+    def _give_back(self, tenant: _Tenant) -> None:
+        tenant.leases.pop()
+        # Whoever sets `leaving` looks for leases afterwards: the last of both to look sees the other.
+        if tenant.leaving and not tenant.leases:
             self._on_reapable()

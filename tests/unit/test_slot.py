@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 import threading
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 
@@ -259,6 +261,69 @@ class SlotMachine(RuleBasedStateMachine):
 TestSlotMachine = SlotMachine.TestCase
 
 
+class InterruptedSlot(Slot):
+    """Another thread acts right after the n-th look at the live tenant: where a lease has no lock to hide behind."""
+
+    looks = -1
+
+    def __init__(self) -> None:
+        super().__init__("fraud", keep=0)
+        self.act: Callable[[], object] = int
+
+    @property
+    def _live(self) -> object:
+        tenant = self._tenant
+        self.looks -= 1
+        if self.looks == 0:
+            self.act()
+        return tenant
+
+    @_live.setter
+    def _live(self, tenant: object) -> None:
+        self._tenant = tenant
+
+
+@pytest.mark.parametrize("look", [1, 2])
+def test_a_version_replaced_while_it_is_being_leased_is_left_alone_or_not_given(look: int) -> None:
+    reapable: list[int] = []
+    slot = InterruptedSlot()
+    slot._on_reapable = lambda: reapable.append(1)
+    first, second = FakeServable(1), FakeServable(2)
+    slot.swap(first)
+
+    def replace() -> None:
+        slot.swap(second)
+        slot.reap()
+
+    slot.act, slot.looks = replace, look
+    with slot.lease() as servable:
+        assert not servable.closed
+        assert servable is (second if look == 1 else first)
+    assert reapable  # also by the lease that did not come about: it may have kept the reaper from destroying
+    slot.reap()
+    assert first.closed
+    assert not second.closed
+    assert slot.uses == 1
+
+
+def test_an_emptied_slot_gives_no_lease_to_who_was_about_to_take_one() -> None:
+    slot = InterruptedSlot()
+    slot.swap(FakeServable(1))
+    slot.act, slot.looks = slot.clear, 1
+    with pytest.raises(ModelNotFoundError), slot.lease():
+        pass
+    assert slot.reap() == 1
+
+
+@pytest.fixture
+def _hasty_threads() -> Iterator[None]:
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(before)
+
+
+@pytest.mark.usefixtures("_hasty_threads")
 def test_threads_that_lease_while_another_swaps_never_see_a_destroyed_version() -> None:
     slot = Slot("fraud")
     slot.swap(FakeServable(1))
