@@ -1,17 +1,20 @@
 """Files of models on this host, named by what they hold, shared by every version and process of one user.
 
     <root>/blobs/sha256/<hex>        a file whose bytes had this digest when it was put there; 0444, never written again
-    <root>/blobs/sha256/<hex>.<n>~   one being written, by a process that holds the model's lock
-    <root>/views/<process>/<n>/…     one loaded version: its manifest's paths as hard links, for one session
-    <root>/views/<process>.lock      held while the process lives; views of others are deleted
+    <root>/views/<process>/<n>.<k>/  one loaded version: its manifest's paths as hard links, for one session
+    <root>/views/<process>/<n>~/     one fetch: files that are being written, and links to what must not go meanwhile
+    <root>/views/<process>.lock      held while the process lives; folders of others are deleted
     <root>/locks/<model>.lock        held while files of the model are fetched: one fetch a host
+    <root>/versions/<k>.json         which version has which files, for people who look
 
-- A file is there whole or not at all: it is written under a partial name, checked, and renamed. It is not synced to the
+- A file is there whole or not at all: it is written under its fetch, checked, and renamed. It is not synced to the
   disk: what a power failure leaves of it has another digest, and a view is checked before each load.
 - A damaged file is replaced, never mended: whoever mapped the old one keeps it.
 - Folders are private (0700): nothing that other users may write is ever mapped.
 - What this process has checked and nobody has touched since is not hashed again: see `modelcast.files.seals`.
-- Files that no view holds are removed, the longest unused first, when all together outgrow the limit.
+- Files that no process has linked are removed, the longest unused first, when all together outgrow the limit or the
+  disk has no room for what comes. A process that is killed takes its links with it.
+- Any of it may be deleted at any time, by anyone: what is missing is made or fetched again.
 """
 
 from __future__ import annotations
@@ -23,9 +26,10 @@ import itertools
 import os
 import shutil
 import stat
-import uuid
-from collections.abc import Collection, Iterator, Sequence
+import time
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
@@ -34,21 +38,25 @@ from filelock import FileLock, Timeout
 from modelcast import digest
 from modelcast.blobs import check_path
 from modelcast.errors import BrokerError, CacheError
+from modelcast.files.limit import limit_bytes
+from modelcast.files.notes import Note, Notes
+from modelcast.files.presence import Presence
 from modelcast.files.seals import UNSEALED, Seal, Seals
 from modelcast.folders import CACHE_VARIABLE, cache_folder
-from modelcast.records import FileEntry
+from modelcast.records import FileEntry, Manifest
 
-# Some hundred small models or a few large ones; a version that is loaded is never removed for it.
-DEFAULT_LIMIT_BYTES = 20 << 30
 # Whoever waits for another process's fetch looks again this often.
 _LOCK_POLL_S = 0.02
-# Another process may look at our lock file the moment it appears, and lets go of it at once.
-_SWEEP_S = 5.0
+# A file on its way has this name for a moment; what still has it after this was left by a process that was killed.
+_STAGED = "~"
+_LEFTOVER_S = 3600.0
 # Blocks of a file being checked: hashed at full speed, and the interpreter's lock let go in between.
 _READ_BYTES = 1 << 20
 # Half of the processors are left to whoever scores meanwhile; a disk gives no more than a few threads can take.
 _HASHERS = max(1, min(4, (os.cpu_count() or 1) // 2))
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+# Too many links, or a file system that has none.
+_UNLINKABLE = frozenset({errno.EMLINK, errno.EPERM, errno.ENOTSUP, errno.EXDEV})
 
 
 class Flaw(Enum):
@@ -62,36 +70,55 @@ class _NotTheFileError(Exception):
     """What lies under a file's name has another size, or is no file."""
 
 
+@dataclass(frozen=True, slots=True)
+class Removed:
+    """What was taken out of a cache."""
+
+    files: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Blob:
+    """A file of the cache as a look at its folder found it."""
+
+    path: Path
+    size: int
+    used_s: float
+    links: int
+
+    @property
+    def is_staged(self) -> bool:
+        return self.path.name.endswith(_STAGED)
+
+
 class Cache:
     """One user's cache on this host; safe for several threads and processes.
 
     Args:
         root: Its folder; by default the user's cache folder, or `MODELCAST_CACHE_DIR`.
-        limit_bytes: What the files may take in all before unused ones are removed.
+        limit: Bytes its files may take in all before unused ones are removed; by default `MODELCAST_CACHE_BYTES`, or
+            what `modelcast.files.limit` says.
 
     Raises:
         CacheError: The folder can't be made or is not writable.
+        ConfigError: `MODELCAST_CACHE_BYTES` is not a size.
     """
 
-    def __init__(self, root: Path | None = None, *, limit_bytes: int = DEFAULT_LIMIT_BYTES) -> None:
-        self.root = (cache_folder() / "models") if root is None else root
-        self._limit_bytes = limit_bytes
-        self._blobs = self.root / "blobs" / "sha256"
-        self._views = self.root / "views"
+    def __init__(self, root: Path | None = None, *, limit: int | None = None) -> None:
+        self.root = default_root() if root is None else root
+        self._blobs = blobs_folder(self.root)
         self._locks = self.root / "locks"
+        self._notes = Notes(notes_folder(self.root))
         self._numbers = itertools.count()
         self._seals = Seals()
-        self._held: dict[Path, tuple[tuple[str, Path], ...]] = {}  # what each view's files are links to
+        self._held: dict[Path, tuple[tuple[str, Path], ...]] = {}  # what each folder's files are links to
         with explained(self.root):
-            for folder in (self.root, self._blobs, self._views, self._locks):
-                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._make_folders()
             self.root.chmod(0o700)
-            name = uuid.uuid4().hex
-            self._alive = FileLock(self._views / f"{name}.lock", thread_local=False)
-            self._alive.acquire(timeout=_SWEEP_S)
-            self._own = self._views / name
-            self._own.mkdir(mode=0o700)
-            self._sweep()
+            self._presence = Presence(views_folder(self.root))
+            self._presence.sweep()
+        self.limit_bytes = limit_bytes(self.root) if limit is None else limit
 
     def has(self, entry: FileEntry) -> bool:
         """Whether a file of this digest and size is there; its bytes are not looked at."""
@@ -110,6 +137,7 @@ class Cache:
         """
         lock = FileLock(self._locks / f"{model}.lock")
         with explained(self.root):
+            self._make_folders()  # somebody may have removed them
             try:
                 lock.acquire(timeout=timeout_s, poll_interval=_LOCK_POLL_S)
             except Timeout as error:
@@ -119,26 +147,61 @@ class Cache:
         finally:
             lock.release()
 
-    def check_space(self, needed_bytes: int) -> None:
-        """Raises CacheError if the disk can't hold so many bytes more."""
-        free = shutil.disk_usage(self.root).free
+    def make_room(self, needed_bytes: int) -> None:
+        """Removes unused files, the longest unused first, until so many bytes more fit the limit and the disk.
+
+        Raises:
+            CacheError: The disk can't hold them even so.
+        """
+        with explained(self.root):
+            free = shutil.disk_usage(self.root).free
+            self._remove(lambda total, freed: total + needed_bytes > self.limit_bytes or free + freed < needed_bytes)
+            free = shutil.disk_usage(self.root).free
         if needed_bytes > free:
             raise CacheError(
                 f"the model's files need {needed_bytes} bytes, the disk of the cache {self.root} has {free} free",
                 hint=f"Free some space, or set {CACHE_VARIABLE} to a larger disk.",
             )
 
-    def partial(self, entry: FileEntry) -> Path:
-        """A new name to write a file under; leftovers of the same file are removed. Only with the model's lock."""
-        for left in self._blobs.glob(f"{digest.hex_part(entry.digest)}.*~"):
-            left.unlink(missing_ok=True)
-        return self._blobs / f"{digest.hex_part(entry.digest)}.{os.getpid()}-{next(self._numbers)}~"
+    @contextlib.contextmanager
+    def hold(self, files: Collection[FileEntry]) -> Iterator[Path]:
+        """A folder for a fetch: what is there of these files, and what comes, is not removed while it lasts.
+
+        Raises:
+            CacheError: The cache can't be written.
+        """
+        with explained(self.root):
+            folder = self._presence.folder / f"{next(self._numbers)}~"
+            folder.mkdir(mode=0o700)
+        self._held[folder] = tuple({entry.digest: self._path(entry) for entry in files}.items())
+        try:
+            for name, path in self._held[folder]:
+                with contextlib.suppress(OSError):
+                    self._seals.link(name, path, folder / path.name)
+            yield folder
+        finally:
+            self.release(folder)
 
     def keep(self, entry: FileEntry, partial: Path) -> None:
-        """Takes over a whole file written under a partial name, whose digest was checked."""
+        """Takes over a whole file written within a fetch, whose digest was checked.
+
+        Raises:
+            CacheError: The cache can't be written, or somebody removed the file.
+        """
+        path = self._path(entry)
+        staged = path.with_name(f"{path.name}.{os.getpid()}-{next(self._numbers)}{_STAGED}")
         with explained(self.root):
+            self._make_folders()
             partial.chmod(0o444)
-            partial.replace(self._path(entry))
+            try:
+                staged.hardlink_to(partial)  # which stays until the fetch ends, and says that the file is in use
+            except OSError as error:
+                if error.errno not in _UNLINKABLE:
+                    raise
+                staged = partial
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            staged.replace(path)
 
     def drop(self, entry: FileEntry) -> None:
         """Removes a file found damaged; sessions that mapped it are not touched."""
@@ -151,12 +214,13 @@ class Cache:
         self._seals.drop(entry.digest)
 
     def view(
-        self, files: Collection[FileEntry], *, checked: Collection[str] = ()
+        self, files: Collection[FileEntry], *, checked: Collection[str] = (), of: Manifest | None = None
     ) -> tuple[Path, dict[FileEntry, Flaw]]:
         """A private folder that holds these files only, under their paths.
 
         Args:
             files: What it shall hold, paths and all.
+            of: The version they are, noted for people who look at the cache.
             checked: Digests of files whose bytes were checked just now.
 
         Returns:
@@ -167,10 +231,12 @@ class Cache:
             StructureError: A path leaves the folder.
             CacheError: The cache can't be written.
         """
-        folder = self._own / str(next(self._numbers))
+        note = None if of is None else Note.of(of)
         bad: dict[FileEntry, Flaw] = {}
         unsure: list[tuple[FileEntry, Path, Seal]] = []
         with explained(self.root):
+            self._make_folders()
+            folder = self._presence.folder / f"{next(self._numbers)}.{note.key if note else ''}"
             folder.mkdir(mode=0o700)
             self._held[folder] = tuple((entry.digest, self._path(entry)) for entry in files)
             try:
@@ -192,6 +258,8 @@ class Cache:
                 raise
         if bad:
             self.release(folder)
+        elif note is not None:
+            self._notes.put(note)
         return folder, bad
 
     def release(self, view: Path) -> None:
@@ -201,28 +269,63 @@ class Cache:
 
     def trim(self) -> None:
         """Removes unused files, the longest unused first, until the rest fits the limit."""
-        found: list[tuple[float, int, Path]] = []
-        there: set[str] = set()
-        total = 0
-        with explained(self.root), os.scandir(self._blobs) as entries:
-            for entry in entries:
-                there.add(f"sha256:{entry.name}")
-                status = entry.stat(follow_symlinks=False)
-                total += status.st_size
-                if status.st_nlink == 1 and not entry.name.endswith("~"):
-                    found.append((status.st_mtime, status.st_size, Path(entry.path)))
-        self._seals.keep_only(there)
-        for _, size, path in sorted(found):
-            if total <= self._limit_bytes:
-                return
-            path.unlink(missing_ok=True)
-            total -= size
+        with explained(self.root):
+            self._remove(lambda total, _: total > self.limit_bytes)
+
+    def clear(self, *, unused_only: bool = False) -> Removed:
+        """Removes what no process uses, and unless `unused_only` what is in use too.
+
+        Sessions keep what they mapped; the disk has its space back when they let go of it.
+
+        Raises:
+            CacheError: The cache can't be written.
+        """
+        with explained(self.root):
+            return self._remove(lambda *_: True, spare_used=unused_only)
 
     def close(self) -> None:
-        """Removes the views of this process. What a session mapped stays mapped."""
-        shutil.rmtree(self._own, ignore_errors=True)
-        self._alive.release()
-        Path(self._alive.lock_file).unlink(missing_ok=True)
+        """Removes the folders of this process. What a session mapped stays mapped."""
+        self._presence.close()
+
+    def _make_folders(self) -> None:
+        for folder in (self.root, self._blobs, self._locks):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    def _remove(self, is_needed: Callable[[int, int], bool], *, spare_used: bool = True) -> Removed:
+        """Removes files, the longest unused first, while `is_needed(bytes there, bytes removed)`."""
+        found = self._look()
+        total = sum(blob.size for blob in found)
+        files = freed = 0
+        if is_needed(total, 0):
+            self._presence.sweep()
+            found = self._look()  # what the dead had linked is unused now
+            total = sum(blob.size for blob in found)
+        there = {blob.path.name for blob in found}
+        for blob in sorted(found, key=lambda blob: blob.used_s):
+            if blob.is_staged:
+                unwanted = blob.links == 1 and time.time() - blob.used_s > _LEFTOVER_S
+            else:
+                unwanted = (blob.links == 1 or not spare_used) and is_needed(total, freed)
+            if unwanted:
+                blob.path.unlink(missing_ok=True)
+                there.discard(blob.path.name)
+                total -= blob.size
+                files, freed = files + 1, freed + blob.size
+        digests = {f"sha256:{name}" for name in there}
+        self._seals.keep_only(digests)
+        if files:
+            self._notes.keep_only(digests)
+        return Removed(files, freed)
+
+    def _look(self) -> list[_Blob]:
+        found: list[_Blob] = []
+        with contextlib.suppress(FileNotFoundError), os.scandir(self._blobs) as entries:
+            for entry in entries:
+                with contextlib.suppress(FileNotFoundError):  # another process removes, too
+                    status = entry.stat(follow_symlinks=False)
+                    if stat.S_ISREG(status.st_mode):
+                        found.append(_Blob(Path(entry.path), status.st_size, status.st_mtime, status.st_nlink))
+        return found
 
     def _path(self, entry: FileEntry) -> Path:
         return self._blobs / digest.hex_part(entry.digest)
@@ -236,8 +339,7 @@ class Cache:
         try:
             return self._seals.link(entry.digest, source, target)
         except OSError as error:
-            # Too many links, or a file system that has none.
-            if error.errno not in (errno.EMLINK, errno.EPERM, errno.ENOTSUP, errno.EXDEV):
+            if error.errno not in _UNLINKABLE:
                 raise
             shutil.copyfile(source, target)
             target.chmod(0o444)
@@ -257,17 +359,22 @@ class Cache:
                 else:
                     yield entry
 
-    def _sweep(self) -> None:
-        """Removes the views of processes that are gone."""
-        for lock_file in self._views.glob("*.lock"):
-            if lock_file.stem == self._own.name:
-                continue
-            lock = FileLock(lock_file)
-            with contextlib.suppress(Timeout):
-                lock.acquire(blocking=False)
-                shutil.rmtree(self._views / lock_file.stem, ignore_errors=True)
-                lock_file.unlink(missing_ok=True)
-                lock.release()
+
+def default_root() -> Path:
+    """Where the user's models are cached."""
+    return cache_folder() / "models"
+
+
+def blobs_folder(root: Path) -> Path:
+    return root / "blobs" / "sha256"
+
+
+def views_folder(root: Path) -> Path:
+    return root / "views"
+
+
+def notes_folder(root: Path) -> Path:
+    return root / "versions"
 
 
 @contextlib.contextmanager

@@ -91,6 +91,7 @@ class Fetcher:
         self._stores = stores
         self._stall_s = stall_s
         self._clock = clock
+        self._is_trimmed = False  # a limit may have become smaller since the last process
 
     def fetch(self, record: VersionRecord, progress: Progress | None = None) -> Path:
         """A private folder with the version's files, every one with the size and digest its manifest declares.
@@ -107,21 +108,16 @@ class Fetcher:
         """
         manifest = record.manifest
         _check_tree(manifest.files)
-        checked: set[str] = set()
-        bad: dict[FileEntry, Flaw] = {}
+        bad: Mapping[FileEntry, Flaw] = {}
         for _ in range(_ATTEMPTS):
-            if self._missing(manifest):
-                with self._cache.lock(manifest.model, LOCK_TIMEOUT_S):
-                    missing = self._missing(manifest)  # another process may have fetched them meanwhile
-                    self._download(record, missing, progress)
-                    checked.update(entry.digest for entry in missing)
-            view, bad = self._cache.view(manifest.files, checked=checked)
+            view, bad, is_fetched = self._attempt(record, progress)
             if not bad:
-                self._cache.trim()
+                if is_fetched or not self._is_trimmed:
+                    self._cache.trim()
+                    self._is_trimmed = True
                 return view
             for entry in (entry for entry, flaw in bad.items() if flaw is Flaw.DAMAGED):
                 self._cache.drop(entry)
-            checked.clear()
         damaged = [entry.path for entry, flaw in bad.items() if flaw is Flaw.DAMAGED]
         if damaged:
             raise IntegrityError(f"file {damaged[0]!r} of {manifest.id} is damaged in the cache whenever it is fetched")
@@ -132,33 +128,45 @@ class Fetcher:
             "each service, or run fewer of them at once.",
         )
 
+    def _attempt(self, record: VersionRecord, progress: Progress | None) -> tuple[Path, Mapping[FileEntry, Flaw], bool]:
+        """A view, what is wrong with it, and whether anything was fetched for it."""
+        manifest = record.manifest
+        missing = self._missing(manifest)
+        with contextlib.ExitStack() as until_viewed:
+            if missing:
+                with self._cache.lock(manifest.model, LOCK_TIMEOUT_S):
+                    missing = self._missing(manifest)  # another process may have fetched them meanwhile
+                    hold = until_viewed.enter_context(self._cache.hold(manifest.files))
+                    self._download(record, missing, hold, progress)
+            view, bad = self._cache.view(manifest.files, checked={entry.digest for entry in missing}, of=manifest)
+        return view, bad, bool(missing)
+
     def _missing(self, manifest: Manifest) -> list[FileEntry]:
         """Files that are not in the cache, one of each digest."""
         return list({e.digest: e for e in manifest.files if not self._cache.has(e)}.values())
 
-    def _download(self, record: VersionRecord, missing: Sequence[FileEntry], progress: Progress | None) -> None:
+    def _download(
+        self, record: VersionRecord, missing: Sequence[FileEntry], hold: Path, progress: Progress | None
+    ) -> None:
+        if not missing:
+            return
         manifest = record.manifest
         store = None if manifest.store is None else self._stores.check(manifest.store, manifest.id)
         total = sum(entry.size for entry in missing)
-        self._cache.check_space(total)
+        self._cache.make_room(total)
         piece_bytes = manifest.chunk_bytes if store is None else _PIECE_BYTES
-        targets = {entry.digest: Target(entry, piece_bytes, self._cache.partial(entry)) for entry in missing}
-        try:
-            with Sink(self._cache, total, progress) as sink:
-                for source in (self._by_hints, self._by_scan) if store is None else (partial(_by_store, store),):
-                    left = {digest: target for digest, target in targets.items() if not target.is_kept}
-                    sink.expect(left.values())
-                    for key, chunk in source(record, left, sink.is_done):
-                        sink.put(left[key.digest], key.index, chunk)
-                    sink.settle()
-            for target in targets.values():
-                if not target.is_kept:
-                    fault = target.fault or IntegrityError(f"file {target.entry.path!r} was not found on the topic")
-                    raise fault if store is None else _altered(fault, store)
-        finally:
-            for target in targets.values():
-                with contextlib.suppress(OSError):
-                    target.partial.unlink(missing_ok=True)
+        targets = {entry.digest: Target(entry, piece_bytes, hold / str(number)) for number, entry in enumerate(missing)}
+        with Sink(self._cache, total, progress) as sink:
+            for source in (self._by_hints, self._by_scan) if store is None else (partial(_by_store, store),):
+                left = {digest: target for digest, target in targets.items() if not target.is_kept}
+                sink.expect(left.values())
+                for key, chunk in source(record, left, sink.is_done):
+                    sink.put(left[key.digest], key.index, chunk)
+                sink.settle()
+        for target in targets.values():
+            if not target.is_kept:
+                fault = target.fault or IntegrityError(f"file {target.entry.path!r} was not found on the topic")
+                raise fault if store is None else _altered(fault, store)
 
     def _by_hints(
         self, record: VersionRecord, targets: Mapping[str, Target], is_done: Callable[[], bool]

@@ -95,15 +95,22 @@ class Seals:
 
     @contextmanager
     def unlinking(self, paths: Collection[tuple[str, Path]]) -> Iterator[None]:
-        """Within it, links to these files (digest and path of each) are removed; seals that hold, hold on."""
+        """Within it, links to these files (digest and path of each) are removed, and their mtime is made now.
+
+        Seals that hold, hold on.
+        """
         with self._lock:
-            intact = [(digest, path, seal) for digest, path in paths if (seal := self._intact(digest, path))]
+            before = [(digest, path, self._intact(digest, path)) for digest, path in paths]
             yield
-            for digest, path, before in intact:
+            for digest, path, seal in before:
                 with suppress(OSError):
-                    after = Seal.of(path.lstat(), before.checked_s)
-                    if _same_file(before, after) and after.mtime_ns == before.mtime_ns:
-                        self._seals[digest] = after
+                    touched = path.lstat().st_mtime_ns
+                    now_ns = time.time_ns()
+                    os.utime(path, ns=(now_ns, now_ns), follow_symlinks=False)
+                    if seal is not None and touched == seal.mtime_ns:
+                        after = Seal.of(path.lstat(), seal.checked_s)
+                        if _same_file(seal, after) and after.mtime_ns == now_ns:
+                            self._seals[digest] = after
 
     def _intact(self, digest: str, path: Path) -> Seal | None:
         seal = self._seals.get(digest)

@@ -3,6 +3,8 @@
 - A chunk is written by whoever puts it and hashed on a second thread while the next ones arrive. Both let go of the
   interpreter's lock, so a fetch takes two processors, one for the disk and one for the digests.
 - What waits to be hashed is bounded by `_QUEUED_CHUNKS`, whatever the size of the model.
+- A file is kept as soon as it is whole: a fetch that is killed loses the files it was in the middle of, no more. A file
+  some of whose chunks came twice is kept at the end: until then one more may mend it.
 """
 
 from __future__ import annotations
@@ -39,6 +41,8 @@ class Target:
         self.partial = partial
         self.assembly = FileAssembly(entry, chunk_bytes)
         self.fault: IntegrityError | None = None
+        self.is_begun = False
+        self.is_doubled = False  # a chunk came when all were there
         self.is_kept = False
 
 
@@ -53,7 +57,8 @@ class Sink:
         self._expected: tuple[Target, ...] = ()
         self._whole = 0  # of those expected, how many have all their chunks
         self._settled = False
-        self._queue: queue.Queue[tuple[FileAssembly, int, bytes] | None] = queue.Queue(_QUEUED_CHUNKS)
+        self._queue: queue.Queue[tuple[Target, int, bytes, bool] | None] = queue.Queue(_QUEUED_CHUNKS)
+        self._hashed: queue.SimpleQueue[Target] = queue.SimpleQueue()  # those whose last missing chunk was hashed
         self._open: tuple[Target, int] | None = None  # one file is open at a time, however many a model has
         self._thread = threading.Thread(target=self._hash, name="modelcast-hash", daemon=True)
 
@@ -72,6 +77,8 @@ class Sink:
         for target in self._expected:
             target.assembly = FileAssembly(target.entry, target.chunk_bytes)
             target.fault = None
+            target.is_doubled = False
+        self._hashed = queue.SimpleQueue()
         self._whole = sum(not target.assembly.chunks for target in self._expected)
         self._settled = False
 
@@ -89,14 +96,17 @@ class Sink:
         except IntegrityError as fault:
             target.fault = fault
             return
+        target.is_doubled |= before == 0
         with explained(self._cache.root):
             _write_all(self._file(target), chunk, position)
-        self._queue.put((target.assembly, index, chunk))
+        is_last = target.assembly.missing == 0 < before
+        self._queue.put((target, index, chunk, is_last))
         if target.assembly.missing < before:
-            self._whole += target.assembly.missing == 0
+            self._whole += is_last
             self._done = min(self._done + len(chunk), self._total)  # a second pass counts from where the first ended
             if self._progress is not None:
                 self._progress(self._done, self._total)
+        self._keep_hashed()
 
     def is_done(self) -> bool:
         """Whether every file was kept. A file whose chunks are all there is tried once; later chunks may mend it."""
@@ -113,33 +123,50 @@ class Sink:
             if not target.is_kept:
                 self._try_keep(target)
 
+    def _keep_hashed(self) -> None:
+        with contextlib.suppress(queue.Empty):
+            while True:
+                target = self._hashed.get_nowait()
+                # Chunks that came twice, or not in their order, are read again from the disk: at the end, all at once.
+                # Of a doubled one the hashing thread may not know yet.
+                if not target.is_doubled and target.assembly.hashed_bytes == target.entry.size:
+                    self._try_keep(target)
+
     def _try_keep(self, target: Target) -> None:
         try:
             if target.assembly.missing:
                 target.assembly.finish()
             with explained(self._cache.root):
-                if not target.assembly.chunks:
-                    target.partial.touch()
+                if not target.assembly.chunks and not target.is_begun:
+                    target.partial.touch(exist_ok=False)
+                    target.is_begun = True
                 with contextlib.closing(_blocks(target.partial, target.assembly.hashed_bytes)) as rest:
                     target.assembly.finish(rest)
         except IntegrityError as fault:
             # A chunk that was refused says more than that it is missing.
             target.fault = target.fault if target.assembly.missing and target.fault else fault
             return
+        if self._open is not None and self._open[0] is target:
+            self._close_file()
         self._cache.keep(target.entry, target.partial)
         target.is_kept = True
 
     def _hash(self) -> None:
         while (item := self._queue.get()) is not None:
-            assembly, index, chunk = item
-            assembly.hash(index, chunk)
+            target, index, chunk, is_last = item
+            target.assembly.hash(index, chunk)
+            if is_last:
+                self._hashed.put(target)
             self._queue.task_done()
         self._queue.task_done()
 
     def _file(self, target: Target) -> int:
         if self._open is None or self._open[0] is not target:
             self._close_file()
-            self._open = (target, os.open(target.partial, os.O_RDWR | os.O_CREAT, 0o600))
+            # Made once: where somebody removed it meanwhile, what it held is not taken for written.
+            made = 0 if target.is_begun else os.O_CREAT | os.O_EXCL
+            self._open = (target, os.open(target.partial, os.O_RDWR | made, 0o600))
+            target.is_begun = True
         return self._open[1]
 
     def _close_file(self) -> None:

@@ -27,9 +27,9 @@ def entry(path: str, data: bytes) -> FileEntry:
 
 def put(cache: Cache, path: str, data: bytes) -> FileEntry:
     file = entry(path, data)
-    partial = cache.partial(file)
-    partial.write_bytes(data)
-    cache.keep(file, partial)
+    with cache.hold([file]) as hold:
+        (hold / "0").write_bytes(data)
+        cache.keep(file, hold / "0")
     return file
 
 
@@ -151,15 +151,6 @@ def test_what_a_session_holds_outlives_its_replacement(cache: Cache) -> None:
         assert (view / "model.onnx").stat().st_ino != blob(cache, file).stat().st_ino
 
 
-def test_leftovers_of_a_killed_fetch_are_removed_by_the_next(cache: Cache) -> None:
-    file = entry("model.onnx", GRAPH)
-    left = cache.partial(file)
-    left.write_bytes(b"half")
-    assert cache.partial(file) != left
-    assert not left.exists()
-    assert not cache.has(file)
-
-
 def test_views_of_dead_processes_are_removed_and_those_of_living_ones_are_not(cache: Cache) -> None:
     file = put(cache, "model.onnx", GRAPH)
     view, _ = cache.view([file])
@@ -183,7 +174,7 @@ def test_views_of_dead_processes_are_removed_and_those_of_living_ones_are_not(ca
 
 
 def test_unused_files_are_removed_the_longest_unused_first(tmp_path: Path) -> None:
-    cache = Cache(tmp_path, limit_bytes=250)
+    cache = Cache(tmp_path, limit=250)
     files = [put(cache, f"tensors/{i}", bytes([i]) * 100) for i in range(4)]
     for age, file in enumerate(files):
         os.utime(blob(cache, file), (1000 + age, 1000 + age))
@@ -199,7 +190,7 @@ def test_f38_a_folder_that_is_none_or_too_small_a_disk_says_what_to_do(cache: Ca
     with pytest.raises(CacheError, match="can't be written: Not a directory.*set MODELCAST_CACHE_DIR"):
         Cache(tmp_path / "file" / "cache")
     with pytest.raises(CacheError, match="need 4398046511104 bytes.*free"):
-        cache.check_space(1 << 42)
+        cache.make_room(1 << 42)
 
 
 def test_the_folder_is_the_users_cache_unless_said_otherwise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -145,9 +145,9 @@ def test_f44_no_view_ever_shows_what_was_damaged_before_it(cache: Cache, tmp_pat
     try:
         for step in ["view", *steps, "view"]:
             if not cache.has(entry):
-                partial = cache.partial(entry)
-                partial.write_bytes(DATA)
-                cache.keep(entry, partial)
+                with cache.hold([entry]) as hold:
+                    (hold / "0").write_bytes(DATA)
+                    cache.keep(entry, hold / "0")
             if step == "release" and views:
                 cache.release(views.pop())
             elif step == "damage":

@@ -1,0 +1,92 @@
+"""`Notes`: which versions the files of a cache belong to, for people who look at it.
+
+One small file a version, `<folder>/<key>.json`. Nothing that is loaded rests on them: the manifest says what a version
+holds, and the digest what a file is. A note that is lost, damaged or could not be written costs a line of a table.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from modelcast import digest
+from modelcast.records import FileEntry, Manifest
+
+# A manifest of 100,000 files; what is larger is not one of ours.
+_MAX_NOTE_BYTES = 16 << 20
+_SUFFIX = ".json"
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """One version that was fetched, or found in the cache, by a process of this host."""
+
+    repository: str
+    model: str
+    version: int
+    files: tuple[FileEntry, ...]
+
+    @property
+    def key(self) -> str:
+        """A name for files and folders that belong to this version."""
+        text = f"{self.repository}\0{self.model}\0{self.version}"
+        return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+    @classmethod
+    def of(cls, manifest: Manifest) -> Note:
+        return cls(manifest.repository, manifest.model, manifest.version, manifest.files)
+
+
+class Notes:
+    """The notes of one cache; safe for several threads and processes."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def put(self, note: Note) -> None:
+        """Writes a note, if that is possible."""
+        partial = self._folder / f"{note.key}.{os.getpid()}~"
+        with contextlib.suppress(OSError):
+            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            partial.write_text(json.dumps(_as_json(note)), encoding="utf-8")
+            partial.replace(self._folder / f"{note.key}{_SUFFIX}")
+            return
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+
+    def all(self) -> Iterator[Note]:
+        """Every note that can be read."""
+        for path in sorted(self._folder.glob(f"*{_SUFFIX}")):
+            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+                if path.stat().st_size <= _MAX_NOTE_BYTES:
+                    yield _from_json(json.loads(path.read_text(encoding="utf-8")))
+
+    def keep_only(self, digests: Collection[str]) -> None:
+        """Forgets versions of whose files none is left, and what a killed process left half written."""
+        kept = {f"{n.key}{_SUFFIX}" for n in self.all() if any(entry.digest in digests for entry in n.files)}
+        for path in self._folder.glob("*"):
+            if path.name not in kept:
+                with contextlib.suppress(OSError):
+                    path.unlink(missing_ok=True)
+
+
+def _as_json(note: Note) -> dict[str, Any]:
+    return {
+        "repository": note.repository,
+        "model": note.model,
+        "version": note.version,
+        "files": [[entry.path, entry.size, entry.digest] for entry in note.files],
+    }
+
+
+def _from_json(value: Any) -> Note:
+    files = tuple(FileEntry(str(path), int(size), str(name)) for path, size, name in value["files"])
+    if not all(digest.is_digest(entry.digest) for entry in files):
+        raise ValueError("a file has no digest")
+    return Note(str(value["repository"]), str(value["model"]), int(value["version"]), files)
