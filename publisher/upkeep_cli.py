@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from typing import Annotated
 
 import typer
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
 
+from modelcast.cli.durations import seconds
 from modelcast.cli.options import CommandContext, connected
 from modelcast.cli.output import printable
 from modelcast.errors import ExitCode, UsageError
@@ -18,9 +18,6 @@ from modelcast.trust.options import PolicyOption, SignOption
 from .cli import as_dict, say_waiting
 from .publisher import ModelPublisher
 from .removal import Collected, Removed
-
-_UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
-_DURATION = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)([smhd])")
 
 
 @connected
@@ -78,7 +75,7 @@ def gc(
 
     Reads the whole topic of models once. Exits with 7 if a model was left because others kept changing it.
     """
-    grace_s = _seconds(grace)
+    grace_s = seconds(grace, "--grace")
     progress = Progress(
         SpinnerColumn(),
         TextColumn("{task.description}"),
@@ -134,10 +131,3 @@ def _removed_text(removed: Removed) -> str:
         reason = escape(printable(removed.record.message or "no reason given"))
         return f"[bold]{name}[/bold] was deleted before, by {escape(printable(removed.record.created_by))}: {reason}"
     return f"Deleted [bold]{name}[/bold]\n  {removed.chunks:,} chunks, {removed.bytes:,} bytes given up"
-
-
-def _seconds(text: str) -> float:
-    found = _DURATION.fullmatch(text.strip())
-    if found is None:
-        raise UsageError(f"--grace {text!r} is not a time", hint="Write a number with s, m, h or d, e.g. --grace 24h")
-    return float(found[1]) * _UNITS_S[found[2]]

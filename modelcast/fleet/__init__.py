@@ -1,0 +1,1 @@
+"""The fleet: what instances say of themselves on the status topic, put together."""
