@@ -1,28 +1,41 @@
 """Following the registry for as long as an instance lives, through whatever happens to the broker and the topic.
 
-- Nothing is published before the registry was read to its true end.
+- A thread of its own reads, and waits where a broker that is away makes it wait; it publishes images and never acts.
+- Nothing is published before the registry was read to its true end. What a snapshot says (`snapshot.py`) is the one
+  exception: where no image was read within `STALE_START_S`, or reading failed, it stands in, loudly, until one is.
 - A broker that is away is waited for: the image stays, and says since when it is stale.
 - A reader that failed is replaced after a growing pause, and reads from the beginning.
 - A topic that shrank, or holds records of another repository, is read anew, loudly: it was truncated or made again.
 - Where the trust policy changed, other records count: the registry is read anew under it, and until that is done the
-  image is the one before.
+  image is the one before. A snapshot is judged anew at once.
+
+    follower = RegistryFollower(log, topics, clock=time.monotonic, on_change=wake.set).start()
+    ticket = follower.ask_end()
+    follower.known, follower.has_read(ticket)
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from typing import Final
+import threading
+import time
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Final, Self
 
 from modelcast.errors import BrokerError, RepositoryNotFoundError, TopicNotFoundError
-from modelcast.log import Log
-from modelcast.registry.image import RegistryImage
+from modelcast.log import Log, LogRecord
+from modelcast.names import ModelRef
+from modelcast.registry.image import RecordFault, RegistryImage
 from modelcast.registry.reader import RegistryReader
 from modelcast.topics import Topics
 from modelcast.trust.admission import Admission
 from modelcast.trust.watch import NO_POLICY, Watch
 
+from .keeper import Keeper
 from .policy import retry_delay_s
+from .snapshot import SnapshotStore, image_of
 
 LOGGER: Final = logging.getLogger("modelcast.control")
 
@@ -33,16 +46,45 @@ PROBE_S: Final = 5.0
 # Records of another repository may mean that the topic was made anew; whoever writes such records on purpose makes us
 # read the registry again no more often than this.
 REREAD_S: Final = 30.0
+# After how long without an image a snapshot stands in. A broker that is there answers in a tenth of it, and a model is
+# to be live two seconds after a start without one.
+STALE_START_S: Final = 1.0
+# A broker that came back is found no later than this.
+MAX_REOPEN_S: Final = 5.0
+# A record ends the wait at once; this is how soon `close` and `ask_end` are noticed.
+POLL_WAIT_S: Final = 0.1
+CLOSE_TIMEOUT_S: Final = 2.0
 _REGISTRY_PARTITION: Final = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What is known of the registry, as one value.
+
+    Attributes:
+        admission: What the image was made under.
+        is_snapshot: It is what was kept on this host; the registry was not read yet.
+        read_at_s: Of a snapshot, when each model's records were last known to be all, in seconds of the follower's
+            clock.
+    """
+
+    image: RegistryImage
+    admission: Admission
+    is_snapshot: bool = False
+    read_at_s: Mapping[str, float] = field(default_factory=dict)
+
+
 class RegistryFollower:
-    """The newest image of one registry; `turn` is for one thread and never raises, the properties are for all.
+    """The newest image of one registry; `turn` is for one thread and never raises, all else is for all threads.
 
     Args:
         clock: Monotonic seconds.
-        pause: Waits at most so many seconds.
+        now_ms: Epoch milliseconds.
         trust: Which records count; looked at every `PROBE_S`.
+        snapshots: Where what is known is kept for a start without Kafka; None for whoever may not start so.
+        refs: What is subscribed to: their models' records are kept there.
+        on_change: Called on a thread of the follower's after a new image, a fault and its end.
+        pause: Waits at most so many seconds; by default until `close`.
     """
 
     def __init__(
@@ -51,34 +93,90 @@ class RegistryFollower:
         topics: Topics,
         *,
         clock: Callable[[], float],
-        pause: Callable[[float], object],
+        now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
         trust: Watch = NO_POLICY,
+        snapshots: SnapshotStore | None = None,
+        refs: Callable[[], Collection[ModelRef]] = tuple,
+        on_change: Callable[[], object] = lambda: None,
+        pause: Callable[[float], object] | None = None,
     ) -> None:
         self._trust = trust
         self._admission = trust.admission
         self._log = log
         self._topics = topics
-        self._clock = clock
-        self._pause = pause
+        self._clock, self._now_ms = clock, now_ms
+        self._snapshots, self._refs = snapshots, refs
+        self._keeper = None if snapshots is None else Keeper(snapshots, refs)
+        self._on_change = on_change
+        self._stop = threading.Event()
+        self._pause = pause or self._stop.wait
+        self._thread: threading.Thread | None = None
+        self._lock = threading.Lock()  # of `_known` and `_asked`, which two threads write
+        self._known: Known | None = None
+        self._is_known = threading.Event()
+        self._asked = self._read = 0
         self._reader: RegistryReader | None = None
-        self._image: RegistryImage | None = None
         self._fault: Exception | None = None
         self._failures = 0
-        self._reopen_at_s = clock()
+        self._reopen_at_s = self._probe_at_s = self._search_at_s = clock()
         self._opened_at_s = 0.0
-        self._probe_at_s = clock()
         self._trust_at_s = clock() + PROBE_S
         self._stale_since_s: float | None = None
 
+    # -- for any thread
+
+    def start(self) -> Self:
+        """Starts the registry's thread; once."""
+        if self._thread is not None:
+            raise RuntimeError("this follower was started before")
+        self._thread = threading.Thread(target=self._run, name="modelcast-registry", daemon=True)
+        self._thread.start()
+        if self._snapshots is not None:
+            # The registry's thread may be waiting for the broker when the time is up.
+            threading.Thread(target=self._await_first, name="modelcast-registry-start", daemon=True).start()
+        return self
+
+    def close(self, timeout_s: float = CLOSE_TIMEOUT_S) -> None:
+        """Ends the thread and lets go of the reader; a thread that waits for the broker ends after that by itself."""
+        self._stop.set()
+        self._is_known.set()
+        if self._thread is None:
+            self._drop_reader()
+        else:
+            self._thread.join(timeout_s)
+
+    def ask_end(self) -> int:
+        """Asks for the registry to be read to the end it has now; the ticket is for `has_read`."""
+        with self._lock:
+            self._asked += 1
+            return self._asked
+
+    def has_read(self, ticket: int) -> bool:
+        """Whether the registry was read to an end taken after the ticket was, and `known` holds all that."""
+        return self._read >= ticket
+
+    @property
+    def known(self) -> Known | None:
+        """Image and admission, which belong together; None before there is an image."""
+        return self._known
+
     @property
     def image(self) -> RegistryImage | None:
-        """The registry as last read; None before it was read to its end."""
-        return self._image
+        """The registry as last read, or as a snapshot says; None before it was read to its end."""
+        known = self._known
+        return None if known is None else known.image
 
     @property
     def admission(self) -> Admission:
         """What the image was made under."""
-        return self._admission
+        known = self._known
+        return self._admission if known is None else known.admission
+
+    @property
+    def is_snapshot(self) -> bool:
+        """Whether the image is what was kept on this host: the registry was not read since the start."""
+        known = self._known
+        return known is not None and known.is_snapshot
 
     @property
     def fault(self) -> Exception | None:
@@ -87,19 +185,30 @@ class RegistryFollower:
 
     @property
     def stale_s(self) -> float:
-        """Seconds since the registry could last be followed; 0 while it is."""
-        since = self._stale_since_s
-        return 0.0 if since is None else self._clock() - since
+        """Seconds since the registry could last be followed, in an earlier process too; 0 while it is."""
+        return max((self.stale_s_of(ref.model) for ref in self._refs()), default=self.stale_s_of(""))
+
+    def stale_s_of(self, model: str) -> float:
+        """The same of what is known of one model: snapshots of models may be of different times."""
+        known, since = self._known, self._stale_since_s
+        if known is not None and known.is_snapshot:
+            since = known.read_at_s.get(model, max(known.read_at_s.values()))
+        return 0.0 if since is None else max(0.0, self._clock() - since)
+
+    # -- the registry's thread
 
     def turn(self, wait_s: float, *, to_end: bool = False) -> bool:
-        """Takes what has arrived, waiting at most `wait_s` for it.
+        """Takes what has arrived, waiting at most `wait_s` for it, or reads to the end if that was asked for.
 
         Args:
-            to_end: Read to the end that the registry has now, however long that takes.
+            to_end: Ask for it.
 
         Returns:
             Whether the registry was read to its end in this turn.
         """
+        if to_end:
+            self.ask_end()
+        before = self._read
         try:
             now = self._clock()
             self._look_at_policy(now)
@@ -109,17 +218,21 @@ class RegistryFollower:
                     return False
                 self._open()
                 return True
-            image = self._reader.catch_up(CATCH_UP_TIMEOUT_S) if to_end else self._reader.poll(wait_s)
-            if image is not None:
-                self._take(image, before=self._image)
+            asked = self._asked
+            if asked > self._read:
+                self._take(self._reader.catch_up(CATCH_UP_TIMEOUT_S), read=asked)
+            elif (image := self._reader.poll(wait_s)) is not None:
+                self._take(image)
             self._probe()
+            self._search()
         except Exception as error:  # whatever it is, the live versions stay and the next turn tries again
             self._lose(error)
             return False
-        return to_end
+        return self._read > before
 
-    def close(self) -> None:
-        """Lets go of the reader."""
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            self.turn(POLL_WAIT_S)
         self._drop_reader()
 
     def _look_at_policy(self, now: float) -> None:
@@ -129,17 +242,23 @@ class RegistryFollower:
         if self._trust.changed():
             self._drop_reader()
             self._reopen_at_s = now
+            if self.is_snapshot:
+                self._stand_in()
 
     def _open(self) -> None:
-        admission = self._trust.admission
+        admission, asked = self._trust.admission, self._asked
+        if self._keeper is not None:
+            self._keeper.restart()
         try:
-            self._reader = RegistryReader(self._log, self._topics, admission=admission, clock=self._clock)
+            self._reader = RegistryReader(
+                self._log, self._topics, admission=admission, on_record=self._note, clock=self._clock
+            )
         except TopicNotFoundError as error:
             raise RepositoryNotFoundError(
                 f"there is no modelcast repository here: {error.message}", hint="Make one with: modelcast init"
             ) from error
         image = self._reader.catch_up(CATCH_UP_TIMEOUT_S)
-        before = self._image
+        before = self.image
         self._opened_at_s = self._clock()
         if before is not None and before.repository != image.repository:
             LOGGER.warning(
@@ -157,24 +276,31 @@ class RegistryFollower:
                 image.revision,
             )
         self._admission = admission
-        self._take(image, before=None)  # what was learned of another topic's records does not count
+        self._take(image, read=asked, is_anew=True)
 
-    def _take(self, image: RegistryImage, *, before: RegistryImage | None) -> None:
-        self._image = image
+    def _note(self, record: LogRecord) -> None:
+        if self._keeper is not None:
+            self._keeper.note(record)
+
+    def _take(self, image: RegistryImage, *, read: int | None = None, is_anew: bool = False) -> None:
+        # What was learned of another topic's records, or of a snapshot's, does not count.
+        before = None if is_anew else self.image
+        if self._keeper is not None:
+            self._keeper.keep(image)
+        with self._lock:
+            self._known = Known(image, self._admission)
+            self._is_known.set()
+        self._read = self._read if read is None else read
         self._healthy()
-        known = before.faults if before is not None else ()
-        fresh = [fault for fault in image.faults if fault not in known]
-        for fault in fresh:
-            LOGGER.warning(
-                "registry record at offset %d (%s) counts for nothing: %s", fault.offset, fault.key, fault.message
-            )
+        self._on_change()
+        fresh = _complain(image, () if before is None else before.faults)
         strange = any(fault.verdict is None for fault in fresh)  # what is not admitted says nothing of the topic
         if before is not None and strange and self._clock() - self._opened_at_s > REREAD_S:
             raise BrokerError(f"topic {self._topics.registry!r} may have been made anew: it is read from its beginning")
 
     def _probe(self) -> None:
-        now = self._clock()
-        if now < self._probe_at_s or self._image is None:
+        now, image = self._clock(), self.image
+        if now < self._probe_at_s or image is None:
             return
         self._probe_at_s = now + PROBE_S
         try:
@@ -183,26 +309,43 @@ class RegistryFollower:
             # The reader waits for the broker by itself; to read all again would help nobody.
             self._unhealthy(error)
             return
-        if end < self._image.revision:
-            raise BrokerError(f"topic {self._topics.registry!r} ends at {end}, but {self._image.revision} was read")
+        if end < image.revision:
+            raise BrokerError(f"topic {self._topics.registry!r} ends at {end}, but {image.revision} was read")
         self._healthy()
+        if self._keeper is not None:
+            self._keeper.confirm()
+
+    def _search(self) -> None:
+        now, image = self._clock(), self.image
+        if self._keeper is None or image is None or now < self._search_at_s or not self._keeper.is_behind:
+            return
+        self._search_at_s = now + PROBE_S
+        try:
+            self._keeper.search(self._log, self._topics, image)
+        except BrokerError as error:
+            LOGGER.info("what the registry says of the models in use can't be kept yet: %s", error)
 
     def _healthy(self) -> None:
-        if self._stale_since_s is not None and self._image is not None:
+        was_stale, self._fault = self._stale_since_s is not None, None
+        self._stale_since_s, self._failures = None, 0
+        if was_stale and self._known is not None:
             LOGGER.info("the registry is followed again")
-        self._fault, self._stale_since_s, self._failures = None, None, 0
+            self._on_change()
 
     def _unhealthy(self, error: Exception) -> None:
+        self._fault = error
         if self._stale_since_s is None:
             self._stale_since_s = self._clock()
             LOGGER.warning("the registry can't be followed, what is live stays: %s", error)
-        self._fault = error
+        if self._known is None:
+            self._stand_in()
+        self._on_change()
 
     def _lose(self, error: Exception) -> None:
         self._unhealthy(error)
         self._drop_reader()
         self._failures += 1
-        self._reopen_at_s = self._clock() + retry_delay_s(self._failures)
+        self._reopen_at_s = self._clock() + min(retry_delay_s(self._failures), MAX_REOPEN_S)
 
     def _drop_reader(self) -> None:
         reader, self._reader = self._reader, None
@@ -211,3 +354,50 @@ class RegistryFollower:
                 reader.close()
             except Exception as error:
                 LOGGER.info("a registry reader did not close well: %s", error)
+
+    # -- starting without Kafka
+
+    def _await_first(self) -> None:
+        if not self._is_known.wait(STALE_START_S):
+            self._stand_in()
+            self._on_change()
+
+    def _stand_in(self) -> None:
+        """Publishes what was kept on this host, unless the registry itself was read meanwhile."""
+        if self._snapshots is None:
+            return
+        admission = self._trust.admission
+        found = self._snapshots.load({ref.model for ref in self._refs()})
+        image = image_of(found, admission)
+        if image is None or not image.models:
+            return
+        now_s, now_ms = self._clock(), self._now_ms()
+        read_ms = {snapshot.model: snapshot.read_ms for snapshot in found if snapshot.model in image.models}
+        read_at_s = {model: now_s - max(0, now_ms - at_ms) / 1000 for model, at_ms in read_ms.items()}
+        with self._lock:
+            if self._stop.is_set() or (self._known is not None and not self._known.is_snapshot):
+                return
+            self._known = Known(image, admission, is_snapshot=True, read_at_s=read_at_s)
+            self._is_known.set()
+        _complain(image, ())
+        LOGGER.warning(
+            "the registry can't be read: what this host knew of %d models at %s stands in for it until it can, and "
+            "nothing newer is known (%s)",
+            len(image.models),
+            _time(min(read_ms.values(), default=now_ms)),
+            self._fault or f"no answer within {STALE_START_S:g} s",
+        )
+
+
+def _complain(image: RegistryImage, known: Collection[RecordFault]) -> list[RecordFault]:
+    """Logs faults that are not known yet."""
+    fresh = [fault for fault in image.faults if fault not in known]
+    for fault in fresh:
+        LOGGER.warning(
+            "registry record at offset %d (%s) counts for nothing: %s", fault.offset, fault.key, fault.message
+        )
+    return fresh
+
+
+def _time(ms: int) -> str:
+    return datetime.fromtimestamp(ms / 1000, tz=UTC).strftime("%Y-%m-%d %H:%M:%S UTC")

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 
 from modelcast.errors import BrokerError, ConfigError, RepositoryNotFoundError
-from modelcast.log import BEGINNING, Log
+from modelcast.log import BEGINNING, Log, LogRecord
 from modelcast.records import FORMAT_VERSION
 from modelcast.registry.image import RegistryDelta, RegistryImage
 from modelcast.topics import Topics
@@ -27,6 +27,7 @@ class RegistryReader:
 
     Args:
         admission: Says which records count; by default all do.
+        on_record: Called with every record read, whether it counts or not, before the image that holds it.
         clock: Monotonic seconds.
     """
 
@@ -36,9 +37,11 @@ class RegistryReader:
         topics: Topics,
         *,
         admission: Admission = EVERYTHING,
+        on_record: Callable[[LogRecord], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._log = log
+        self._on_record = on_record or (lambda _: None)
         self._admission = admission
         self._topic = topics.registry
         self._clock = clock
@@ -70,6 +73,7 @@ class RegistryReader:
                     hint="Another publisher's transaction may be open; try again in a minute.",
                 )
             for record in self._reader.poll(_STEP_S):
+                self._on_record(record)
                 delta.replay(record)
         self._image = delta.apply()
         if self._image.repository is None:
@@ -96,6 +100,7 @@ class RegistryReader:
             return None
         delta = RegistryDelta(self._image, self._admission)
         for record in records:
+            self._on_record(record)
             delta.replay(record)
         self._image = delta.apply()
         return self._image

@@ -69,6 +69,12 @@ class Admission(Protocol):
     def strictly(self) -> Admission:
         """The same with every rule's threshold in force: what consumers go by."""
 
+    def rule_for(self, model: str) -> Rule | None:
+        """The rule that decides for a model; None if there is none, or no policy."""
+
+    def now_ms(self) -> int:
+        """The time by which keys expire and releases age, in epoch milliseconds; 0 where nothing does."""
+
 
 class _Everything:
     """No policy: every record counts, and nothing is known of its signers."""
@@ -83,6 +89,12 @@ class _Everything:
 
     def strictly(self) -> Admission:
         return self
+
+    def rule_for(self, model: str) -> Rule | None:  # noqa: ARG002 - the protocol's signature
+        return None
+
+    def now_ms(self) -> int:
+        return 0
 
 
 _NO_POLICY: Final = Verdict(True, Reason.ADMITTED, "no trust policy is set: everything counts")
@@ -153,6 +165,14 @@ class PolicyAdmission:
     def strictly(self) -> PolicyAdmission:
         """The same with every rule's threshold in force."""
         return PolicyAdmission(self.policy, self._now_ms)
+
+    def rule_for(self, model: str) -> Rule | None:
+        """The first rule that matches."""
+        return self.policy.rule_for(model)
+
+    def now_ms(self) -> int:
+        """The latest time ever seen."""
+        return self._now_ms()
 
     def _weigh(self, rule: Rule, signed: set[str], wrong: list[str], strangers: list[str]) -> Verdict:
         now_ms = self._now_ms()

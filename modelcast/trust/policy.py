@@ -14,6 +14,8 @@
     models = ["fraud*"]                  # *, ? and [abc] as in a shell
     keys = ["alice", "bob"]
     threshold = 2                        # 1 if it is not said
+    max_age = "30d"                      # optional; days or hours: the newest release may be no older than this
+    when_stale = "stop"                  # optional; what happens when it is: "keep" (by default) or "stop"
 
 - A model that no rule matches is refused.
 - Whatever is not as above is a mistake: a policy is never half understood.
@@ -22,11 +24,13 @@
 from __future__ import annotations
 
 import os
+import re
 import tomllib
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, time
+from enum import StrEnum
 from fnmatch import fnmatchcase
 from functools import cached_property
 from pathlib import Path
@@ -47,6 +51,18 @@ MAX_RULE_PATTERNS: Final = 100
 # Model names have at most 100 characters.
 MAX_PATTERN_CHARS: Final = 200
 MAX_WORDS_CHARS: Final = 1_000
+# Ten years and more: whoever needs no more than that needs none.
+MAX_AGE_DIGITS: Final = 5
+
+_AGE: Final = re.compile(rf"([1-9][0-9]{{0,{MAX_AGE_DIGITS - 1}}})([dh])")
+_UNITS_MS: Final = {"d": 24 * 3600 * 1000, "h": 3600 * 1000}
+
+
+class WhenStale(StrEnum):
+    """What an instance does with a model when what it knows of it is too old."""
+
+    KEEP = "keep"  # go on with what is live, and say so
+    STOP = "stop"  # let go of it: no prediction is better than an old one
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,12 +89,19 @@ class TrustedKey:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """Who signs for the models whose names match; `number` counts the file's rules from 1."""
+    """Who signs for the models whose names match; `number` counts the file's rules from 1.
+
+    Attributes:
+        max_age_ms: How old a model's newest release may be; None if that is not said.
+        when_stale: What happens with a model whose newest release is older.
+    """
 
     number: int
     models: tuple[str, ...]
     keys: tuple[str, ...]
     threshold: int
+    max_age_ms: int | None = None
+    when_stale: WhenStale = WhenStale.KEEP
 
     def matches(self, model: str) -> bool:
         return any(fnmatchcase(model, pattern) for pattern in self.models)
@@ -224,7 +247,7 @@ class _PolicyReader:
         where = f"rule {number}"
         if not isinstance(entry, dict):
             raise self.mistake(where, "is not a table")
-        self.known(entry, where, {"models", "keys", "threshold"})
+        self.known(entry, where, {"models", "keys", "threshold", "max_age", "when_stale"})
         models = self._texts(entry.get("models"), f"{where}: models", MAX_RULE_PATTERNS)
         where = f"rule {number} ({', '.join(models)[:MAX_PATTERN_CHARS]})"
         for pattern in models:
@@ -237,7 +260,19 @@ class _PolicyReader:
         threshold = entry.get("threshold", 1)
         if type(threshold) is not int or not 1 <= threshold <= len(names):
             raise self.mistake(where, f"has the threshold {threshold!r}: it is from 1 to {len(names)}, its keys")
-        return Rule(number, models, names, threshold)
+        max_age, when_stale = entry.get("max_age"), entry.get("when_stale")
+        if when_stale is not None and (max_age is None or when_stale not in list(WhenStale)):
+            raise self.mistake(
+                where, f"has when_stale = {when_stale!r}: it is 'keep' or 'stop', and says what happens after max_age"
+            )
+        return Rule(
+            number,
+            models,
+            names,
+            threshold,
+            None if max_age is None else self._age_ms(max_age, where),
+            WhenStale(when_stale or WhenStale.KEEP),
+        )
 
     def _texts(self, value: object, where: str, most: int) -> tuple[str, ...]:
         if not isinstance(value, list) or not 1 <= len(value) <= most:
@@ -246,6 +281,12 @@ class _PolicyReader:
         if len(set(texts)) != len(texts):
             raise self.mistake(where, "has one of them twice")
         return texts
+
+    def _age_ms(self, value: object, where: str) -> int:
+        try:
+            return age_ms(value)
+        except ValueError:
+            raise self.mistake(where, f"has max_age = {value!r}: write days or hours, as '30d' or '36h'") from None
 
     def _time_ms(self, value: object, where: str) -> int:
         try:
@@ -267,6 +308,20 @@ def epoch_ms(value: object) -> int:
     if not isinstance(value, datetime):
         raise ValueError(value)
     return int((value if value.tzinfo else value.replace(tzinfo=UTC)).timestamp() * 1000)
+
+
+def age_ms(value: object) -> int:
+    """Days or hours in words (`30d`, `36h`) as milliseconds. Raises ValueError."""
+    found = _AGE.fullmatch(value) if isinstance(value, str) else None
+    if found is None:
+        raise ValueError(value)
+    return int(found[1]) * _UNITS_MS[found[2]]
+
+
+def age_words(age: int) -> str:
+    """Milliseconds of whole hours as `age_ms` reads them."""
+    day = _UNITS_MS["d"]
+    return f"{age // day}d" if age % day == 0 else f"{age // _UNITS_MS['h']}h"
 
 
 def names_of(policy: TrustPolicy, key_ids: Sequence[str]) -> tuple[str, ...]:
