@@ -34,8 +34,12 @@ COMMANDS = {
     "pull": "modelcast.files.cli:pull",
     "send": "modelcast.events.cli:send",
     "score": "modelcast.consumer.cli:score",
+    "status": "modelcast.fleet.cli:status",
+    "top": "modelcast.fleet.cli:top",
     "tail": "modelcast.events.cli:tail",
     "keys": "modelcast.trust.cli:app",
+    "cache": "modelcast.files.cache_cli:app",
+    "quarantine": "modelcast.consumer.quarantine_cli:app",
     "dev": "modelcast.dev.cli:app",
     "demo": "modelcast.demo.cli:demo",
 }

@@ -48,7 +48,7 @@ from modelcast.records import FileEntry, Manifest
 # Whoever waits for another process's fetch looks again this often.
 _LOCK_POLL_S = 0.02
 # A file on its way has this name for a moment; what still has it after this was left by a process that was killed.
-_STAGED = "~"
+STAGED = "~"
 _LEFTOVER_S = 3600.0
 # Blocks of a file being checked: hashed at full speed, and the interpreter's lock let go in between.
 _READ_BYTES = 1 << 20
@@ -89,7 +89,7 @@ class _Blob:
 
     @property
     def is_staged(self) -> bool:
-        return self.path.name.endswith(_STAGED)
+        return self.path.name.endswith(STAGED)
 
 
 class Cache:
@@ -189,7 +189,7 @@ class Cache:
             CacheError: The cache can't be written, or somebody removed the file.
         """
         path = self._path(entry)
-        staged = path.with_name(f"{path.name}.{os.getpid()}-{next(self._numbers)}{_STAGED}")
+        staged = path.with_name(f"{path.name}.{os.getpid()}-{next(self._numbers)}{STAGED}")
         with explained(self.root):
             self._make_folders()
             partial.chmod(0o444)

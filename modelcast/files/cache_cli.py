@@ -1,0 +1,141 @@
+"""`cache`: the models this host keeps, and taking them off."""
+
+from __future__ import annotations
+
+import time
+from contextlib import closing
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+
+from modelcast.cli.options import CommandContext, plain
+from modelcast.cli.output import printable
+from modelcast.errors import UsageError
+from modelcast.files.cache import Cache, default_root
+from modelcast.files.inventory import CachedVersion, Inventory, take_inventory
+from modelcast.files.limit import LIMIT_VARIABLE
+
+app = typer.Typer(
+    invoke_without_command=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    help="Show the models this host keeps, so that a restart needs no fetch; clear them.",
+    epilog="docs/CACHE.md tells what is kept, for how long, and what happens when the disk is full.",
+)
+
+CacheFolder = Annotated[
+    Path | None,
+    typer.Option(
+        "--cache-dir",
+        metavar="DIR",
+        help="A folder that an application was told to use. Default: models in MODELCAST_CACHE_DIR, else the user's.",
+        show_default=False,
+    ),
+]
+_AGES_S = ((86_400, "d"), (3_600, "h"), (60, "min"), (1, "s"))
+
+
+@app.callback()
+@plain
+def cache(invoked: CommandContext, context: typer.Context, cache_dir: CacheFolder = None) -> None:
+    """Show the models this host keeps: their size, who uses them, and since when nobody did.
+
+    Unused files go, the longest unused first, when all together outgrow MODELCAST_CACHE_BYTES or the disk is short.
+    """
+    if context.invoked_subcommand is not None:
+        if cache_dir is not None or invoked.output.json:
+            raise UsageError("an option stands before the command", hint="Write: modelcast cache clear [OPTIONS]")
+        return
+    inventory = take_inventory(cache_dir or default_root())
+    output = invoked.output
+    if output.json:
+        output.result(_as_dict(inventory))
+        return
+    if inventory.versions:
+        output.table(
+            ("VERSION", "BYTES", "FILES HERE", "LOADED BY", "LAST USED"),
+            (_row(version) for version in inventory.versions),
+        )
+    output.say(_summary(inventory))
+
+
+@app.command()
+@plain
+def clear(
+    context: CommandContext,
+    unused: Annotated[
+        bool, typer.Option("--unused", help="Leave what some process has loaded or is fetching.")
+    ] = False,
+    cache_dir: CacheFolder = None,
+) -> None:
+    """Remove the files of models. Costs a fetch when they are wanted again, nothing else.
+
+    Processes keep what they have loaded; the disk has its space back when they let go of it.
+    """
+    root = cache_dir or default_root()
+    if not root.exists():
+        context.output.result({"cache": str(root), "files": 0, "bytes": 0, "left_bytes": 0}, "There is no cache yet")
+        return
+    with closing(Cache(root)) as opened:
+        removed = opened.clear(unused_only=unused)
+    left = take_inventory(root)
+    context.output.result(
+        {"cache": str(root), "files": removed.files, "bytes": removed.bytes, "left_bytes": left.bytes},
+        f"Removed {removed.files:,} files, {removed.bytes:,} bytes"
+        + (f"; {left.bytes:,} bytes are in use and stay" if left.bytes else ""),
+    )
+
+
+def _as_dict(inventory: Inventory) -> dict[str, Any]:
+    return {
+        "cache": str(inventory.root),
+        "limit_bytes": inventory.limit_bytes,
+        "files": inventory.files,
+        "bytes": inventory.bytes,
+        "used_bytes": inventory.used_bytes,
+        "unnamed_files": inventory.unnamed_files,
+        "fetching": list(inventory.fetching),
+        "versions": [
+            {
+                "repository": version.repository,
+                "model": version.id.name,
+                "version": version.id.version,
+                "bytes": version.bytes,
+                "cached_bytes": version.cached_bytes,
+                "files": version.files,
+                "cached_files": version.cached_files,
+                "used_ms": version.used_ms,
+                "processes": list(version.processes),
+            }
+            for version in inventory.versions
+        ],
+    }
+
+
+def _row(version: CachedVersion) -> tuple[str, ...]:
+    here = "all" if version.is_whole else f"{version.cached_files} of {version.files}"
+    pids = ", ".join(map(str, version.processes)) or "-"
+    return (str(version.id), f"{version.bytes:,}", here, pids, _ago(version.used_ms))
+
+
+def _summary(inventory: Inventory) -> str:
+    where = escape(printable(str(inventory.root)))
+    if not inventory.files:
+        return f"No models in {where} (limit {inventory.limit_bytes:,} bytes)"
+    lines = [
+        f"{inventory.files:,} files, {inventory.bytes:,} bytes in {where}",
+        f"{inventory.used_bytes:,} bytes in use; limit {inventory.limit_bytes:,} ({LIMIT_VARIABLE})",
+    ]
+    if inventory.unnamed_files:
+        lines.append(f"{inventory.unnamed_files:,} files belong to no version known here")
+    if inventory.fetching:
+        lines.append(f"Fetching now: process {', '.join(map(str, inventory.fetching))}")
+    return "\n".join(lines)
+
+
+def _ago(then_ms: int) -> str:
+    age_s = max(0.0, time.time() - then_ms / 1000)
+    size, unit = next(((size, unit) for size, unit in _AGES_S if age_s >= size), (1, "s"))
+    return f"{int(age_s // size)} {unit} ago"
