@@ -19,7 +19,7 @@ ONE_PLACE = {
     "joblib": ("publisher/pickles.py", "modelcast/demo/"),
     "fastavro": ("modelcast/avro.py",),
     "fsspec": ("modelcast/files/store.py",),
-    "onnxruntime": ("modelcast/runtime.py",),
+    "onnxruntime": ("modelcast/runtime/",),
     "securesystemslib": ("modelcast/trust/keys.py",),
     "cryptography": ("modelcast/trust/keys.py",),
     "lightgbm": ("publisher/convert/",),
