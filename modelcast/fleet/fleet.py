@@ -41,8 +41,8 @@ class Presence(StrEnum):
     """Whether an instance is there."""
 
     RUNNING = "running"
-    STOPPED = "stopped"
     LOST = "lost"
+    STOPPED = "stopped"
 
 
 @dataclass(frozen=True, slots=True)
