@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -12,9 +14,10 @@ from pathlib import Path
 import pytest
 
 from modelcast import digest
-from modelcast.errors import CacheError, StructureError
+from modelcast.errors import CacheError, ConfigError, StructureError
 from modelcast.files import cache as cache_module
-from modelcast.files.cache import Cache, Flaw
+from modelcast.files.cache import Cache, Flaw, Removed, blobs_folder
+from modelcast.files.limit import DEFAULT_LIMIT_BYTES, LIMIT_VARIABLE, limit_bytes
 from modelcast.records import FileEntry
 
 GRAPH = b"graph" * 100
@@ -198,3 +201,171 @@ def test_the_folder_is_the_users_cache_unless_said_otherwise(tmp_path: Path, mon
     cache = Cache()
     assert cache.root == tmp_path / "here" / "models"
     cache.close()
+
+
+def test_f38_what_comes_has_room_made_for_it_and_what_is_in_use_or_wanted_stays(tmp_path: Path) -> None:
+    cache = Cache(tmp_path, limit=500)
+    old, used, wanted, young = (put(cache, f"tensors/{i}", bytes([i]) * 100) for i in range(4))
+    for age, file in enumerate((used, wanted, old, young)):
+        os.utime(blob(cache, file), (1000 + age, 1000 + age))
+    view, _ = cache.view([used])
+    with cache.hold([wanted, entry("tensors/9", b"comes")]):  # a version some of whose files are there
+        cache.make_room(200)
+        assert [cache.has(file) for file in (old, used, wanted, young)] == [False, True, True, True]
+        cache.make_room(500)
+        assert [cache.has(file) for file in (old, used, wanted, young)] == [False, True, True, False]
+    cache.release(view)
+    cache.close()
+
+
+def test_f38_unused_files_give_way_on_a_full_disk_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = Cache(tmp_path, limit=1 << 40)
+    files = [put(cache, f"tensors/{i}", bytes([i]) * 100) for i in range(3)]
+    usage = shutil.disk_usage(tmp_path)
+
+    def nearly_full(folder: Path) -> object:
+        return usage._replace(free=450 - sum(path.stat().st_size for path in blobs_folder(tmp_path).iterdir()))
+
+    monkeypatch.setattr(shutil, "disk_usage", nearly_full)
+    cache.make_room(250)
+    assert [cache.has(file) for file in files] == [False, True, True]
+    with pytest.raises(CacheError, match="need 451 bytes, the disk of the cache .* has 450 free"):
+        cache.make_room(451)
+    cache.close()
+
+
+def test_a_version_let_go_just_now_was_used_just_now(tmp_path: Path) -> None:
+    cache = Cache(tmp_path, limit=100)
+    live, other = put(cache, "live", b"l" * 100), put(cache, "other", b"o" * 100)
+    view, _ = cache.view([live])
+    for age, file in enumerate((live, other)):  # loaded long ago, and in use since
+        os.utime(blob(cache, file), (1000 + age, 1000 + age))
+    cache.release(view)
+    cache.trim()
+    assert [cache.has(file) for file in (live, other)] == [True, False]
+    cache.close()
+
+
+def test_what_a_process_that_was_killed_had_in_use_may_be_removed(tmp_path: Path) -> None:
+    cache = Cache(tmp_path / "cache", limit=0)
+    file = put(cache, "model.onnx", GRAPH)
+    with in_child(cache.root, f"cache.view([FileEntry('model.onnx', {file.size}, {file.digest!r})])"):
+        cache.trim()
+        assert cache.has(file)
+    cache.trim()
+    assert not cache.has(file)
+    cache.close()
+
+
+def test_a_killed_fetch_leaves_whole_files_only(cache: Cache) -> None:
+    whole, half = entry("model.onnx", GRAPH), entry("tensors/0.bin", TENSOR)
+    with in_child(
+        cache.root,
+        f"whole = FileEntry('model.onnx', {whole.size}, {whole.digest!r})",
+        "stack = contextlib.ExitStack(); hold = stack.enter_context(cache.hold([whole]))",
+        f"(hold / '0').write_bytes({GRAPH!r}); cache.keep(whole, hold / '0')",
+        "(hold / '1').write_bytes(b'half')",
+    ):
+        assert len(list(cache.root.rglob("1"))) == 1
+    Cache(cache.root).close()
+    assert (cache.has(whole), cache.has(half)) == (True, False)
+    left = [path for path in cache.root.rglob("*") if path.is_file() and path.suffix != ".lock"]
+    assert left == [blob(cache, whole)]
+
+
+def test_staged_files_of_a_killed_process_are_removed_when_they_are_old(cache: Cache) -> None:
+    staged = blobs_folder(cache.root) / f"{'0' * 64}.1-1~"
+    staged.write_bytes(b"x")
+    cache.trim()
+    assert staged.exists()
+    os.utime(staged, (1000, 1000))
+    cache.trim()
+    assert not staged.exists()
+
+
+@contextlib.contextmanager
+def in_child(root: Path, *lines: str) -> Iterator[None]:
+    """A process that did something with the cache, lives for as long and is killed."""
+    code = [
+        "import contextlib, sys; from pathlib import Path; from modelcast.files.cache import Cache",
+        f"from modelcast.records import FileEntry; cache = Cache(Path({str(root)!r}))",
+        *lines,
+        "print('done', flush=True); sys.stdin.read()",
+    ]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    arguments = [sys.executable, "-c", "\n".join(code)]
+    with subprocess.Popen(
+        arguments, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as child:
+        try:
+            assert child.stdout is not None
+            assert child.stdout.readline() == "done\n"
+            yield
+        finally:
+            child.kill()
+
+
+def test_f38_a_folder_that_is_deleted_in_use_is_made_anew(cache: Cache) -> None:
+    first, _ = cache.view([put(cache, "model.onnx", GRAPH)])
+    with (first / "model.onnx").open("rb") as held:
+        shutil.rmtree(cache.root)
+        file = entry("model.onnx", GRAPH)
+        assert not cache.has(file)
+        assert cache.view([file])[1] == {file: Flaw.MISSING}
+        with cache.lock("fraud", 1.0):
+            put(cache, "model.onnx", GRAPH)
+        second, bad = cache.view([file])
+        assert bad == {}
+        assert (second / "model.onnx").read_bytes() == GRAPH == held.read()
+    cache.release(first)
+    other = Cache(cache.root)  # knows the new folder for a living process's
+    assert second.exists()
+    assert mode(cache.root) == 0o700
+    other.close()
+
+
+def test_clearing_leaves_what_is_in_use_if_that_is_said(cache: Cache) -> None:
+    used, unused = put(cache, "used", GRAPH), put(cache, "unused", TENSOR)
+    view, _ = cache.view([used])
+    assert cache.clear(unused_only=True) == Removed(1, unused.size)
+    assert (cache.has(used), cache.has(unused)) == (True, False)
+    assert cache.clear() == Removed(1, used.size)
+    assert not cache.has(used)
+    assert (view / "used").read_bytes() == GRAPH
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("0", 0),
+        ("1500", 1500),
+        ("2kB", 2000),
+        ("50GB", 50 * 10**9),
+        ("50G", 50 * 10**9),
+        ("1.5GiB", 3 << 29),
+        ("2 tib", 2 << 40),
+        ("7B", 7),
+    ],
+)
+def test_the_limit_is_a_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, size: int) -> None:
+    monkeypatch.setenv(LIMIT_VARIABLE, text)
+    cache = Cache(tmp_path)
+    assert cache.limit_bytes == size
+    cache.close()
+
+
+@pytest.mark.parametrize("text", ["much", "-1", "1e9", "10iB", "5 apples", "1.2345G"])
+def test_a_limit_that_is_no_size_is_told_with_an_example(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    monkeypatch.setenv(LIMIT_VARIABLE, text)
+    with pytest.raises(ConfigError, match=r"MODELCAST_CACHE_BYTES=.* is not a size.*MODELCAST_CACHE_BYTES=50GB"):
+        Cache(tmp_path)
+
+
+def test_the_limit_is_half_of_a_small_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(LIMIT_VARIABLE, raising=False)
+    usage = shutil.disk_usage(tmp_path)
+    for total, limit in ((10 << 30, 5 << 30), (1 << 40, DEFAULT_LIMIT_BYTES)):
+        monkeypatch.setattr(shutil, "disk_usage", lambda _, total=total: usage._replace(total=total))
+        assert limit_bytes(tmp_path, {}) == limit

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -334,3 +335,99 @@ def test_a_host_fetches_a_version_once(repository: Repository, tmp_path: Path) -
     assert log.readers == 1
     for cache in caches:
         cache.close()
+
+
+def test_a_restart_with_a_warm_cache_asks_nothing_of_the_log(repository: Repository, tmp_path: Path) -> None:
+    record = repository.publish()
+    first = Cache(tmp_path / "cache")
+    Fetcher(repository.log, TOPICS, first).fetch(record)
+    first.close()
+
+    class Gone:
+        def __getattr__(self, name: str) -> object:
+            raise AssertionError(f"the log was asked for {name}")
+
+    second = Cache(tmp_path / "cache")
+    assert contents(Fetcher(Gone(), TOPICS, second).fetch(record)) == FILES
+    second.close()
+
+
+def test_two_models_that_share_a_file_do_not_disturb_each_others_fetch(repository: Repository, tmp_path: Path) -> None:
+    shared = FILES["tensors/0.bin"]
+    hint = repository.upload("churn", shared)
+    assert hint is not None
+    fraud = repository.record({"tensors/0.bin": shared, "head": b"fraud"})
+    repository.upload("fraud", b"fraud")
+    repository.upload("fraud", shared)
+    churn = replace(repository.record({"tensors/0.bin": shared}), hints=(hint,))
+    churn = replace(churn, manifest=replace(churn.manifest, model="churn"))
+    first, second = (Cache(tmp_path / "cache") for _ in range(2))  # as two processes have
+    other: list[dict[str, bytes]] = []
+
+    def meanwhile(done: int, total: int) -> None:
+        if not other and len(shared) // 2 < done < len(shared):
+            other.append(contents(Fetcher(repository.log, TOPICS, second).fetch(churn)))
+
+    assert contents(Fetcher(repository.log, TOPICS, first).fetch(fraud, meanwhile)) == {
+        "tensors/0.bin": shared,
+        "head": b"fraud",
+    }
+    assert other == [{"tensors/0.bin": shared}]
+    first.close()
+    second.close()
+
+
+def test_a_fetch_that_breaks_off_keeps_the_files_it_had_whole(repository: Repository, cache: Cache) -> None:
+    class BrokeOffError(Exception):
+        pass
+
+    files = {f"tensors/{number}.bin": Random(number).randbytes(9_500) for number in range(8)}
+    record = repository.publish(files)
+    total = sum(map(len, files.values()))
+
+    def break_off(done: int, total: int) -> None:
+        if done > 50_000 and [entry for entry in record.manifest.files if cache.has(entry)]:
+            raise BrokeOffError
+
+    with pytest.raises(BrokeOffError):
+        Fetcher(repository.log, TOPICS, cache).fetch(record, break_off)
+    kept = sum(entry.size for entry in record.manifest.files if cache.has(entry))
+    assert 0 < kept < total
+    seen: list[tuple[int, int]] = []
+    view = Fetcher(repository.log, TOPICS, cache).fetch(record, lambda done, total: seen.append((done, total)))
+    assert contents(view) == files
+    assert seen[-1] == (total - kept, total - kept)
+
+
+def test_f44_a_chunk_that_comes_when_its_file_is_whole_is_checked_with_it(repository: Repository, cache: Cache) -> None:
+    """It was written over a good one: what is kept must be what was hashed."""
+    data, name = FILES["tensors/0.bin"], digest.of_bytes(FILES["tensors/0.bin"])
+    for index, chunk in enumerate(chunks(data)):
+        repository.send("fraud", name, index, chunk)
+    repository.send("fraud", name, 2, bytes(CHUNK_BYTES))
+    record = repository.record({"tensors/0.bin": data, "tensors/1.bin": FILES["tensors/1.bin"]})
+    repository.upload("fraud", FILES["tensors/1.bin"])
+    with contextlib.suppress(IntegrityError):  # as compaction has it, the last one counts
+        view = Fetcher(repository.log, TOPICS, cache).fetch(record)
+        assert contents(view)["tensors/0.bin"] == data
+    kept = [path for path in (cache.root / "blobs" / "sha256").iterdir() if path.name == digest.hex_part(name)]
+    assert all(path.read_bytes() == data for path in kept)
+
+
+def test_the_cache_is_trimmed_after_a_fetch_and_when_a_process_begins(repository: Repository, tmp_path: Path) -> None:
+    versions = [repository.publish({"model.onnx": bytes([i]) * 5_000}) for i in range(3)]
+
+    def cached() -> list[bool]:
+        return [cache.has(record.manifest.files[0]) for record in versions]
+
+    cache = Cache(tmp_path / "cache", limit=10_000)
+    fetcher = Fetcher(repository.log, TOPICS, cache)
+    for record in versions:
+        cache.release(fetcher.fetch(record))
+    assert cached() == [False, True, True]
+    cache.close()
+
+    cache = Cache(tmp_path / "cache", limit=5_000)  # restarted with a smaller limit, and nothing to fetch
+    Fetcher(repository.log, TOPICS, cache).fetch(versions[1])
+    assert cached() == [False, True, False]
+    cache.close()
