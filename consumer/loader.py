@@ -4,8 +4,8 @@
     structure   what the graph asks for, its signature           StructureError
     binding     event fields, where they are known               BindingError
     probe       load and run in a limited child process          SmokeRunError; left out for signed versions
-    session     the runtime's session on the wanted device       LoadError
-    warm        a run for each batch bucket                      LoadError
+    session     the runtime's session on the wanted device       LoadError, OutOfMemoryError
+    warm        a run for each batch bucket                      LoadError, OutOfMemoryError
     golden      the examples reproduced within tolerance         GoldenError
 
 - The first failure ends it and leaves nothing behind; whatever runs goes on running.
@@ -17,6 +17,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -29,12 +30,12 @@ from typing import Self, TypeVar
 import numpy as np
 
 from modelcast import golden, graph, runtime
-from modelcast.errors import GoldenError, LoadError, StructureError
+from modelcast.errors import ConfigError, GoldenError, LoadError, StructureError
 from modelcast.files.cache import Cache
 from modelcast.files.fetch import Fetcher
 from modelcast.files.sink import Progress
 from modelcast.files.store_url import NO_STORES, Stores
-from modelcast.folders import state_folder
+from modelcast.folders import cache_folder, state_folder
 from modelcast.golden import Examples
 from modelcast.log import Log
 from modelcast.records import EXAMPLES_PATH, GRAPH_PATH, Manifest
@@ -43,10 +44,11 @@ from modelcast.runtime import Array
 from modelcast.topics import Topics
 
 from .binding import Binding, EventFields
+from .engines import Engines
 from .lifecycle import State
-from .probe import Trial, TrialRunner, memory_allowed
+from .probe import MEMORY_BYTES, Trial, TrialRunner, memory_allowed
 from .quarantine import Quarantine
-from .servable import LoadReport, Servable
+from .servable import LoadReport, Servable, memory_need, most_rows, row_values
 
 T = TypeVar("T")
 
@@ -56,8 +58,17 @@ OnState = Callable[[State], None]
 PROBE_S = 60.0
 SESSION_S = 120.0
 GOLDEN_S = 60.0
+# Building an engine tries thousands of kernels: minutes for a large model.
+TENSORRT_S = 1800.0
 # What slow disks give: large models get this much longer.
 LOAD_BYTES_PER_S = 50 << 20
+
+TENSORRT_VARIABLE = "MODELCAST_TENSORRT"
+TF32_VARIABLE = "MODELCAST_TF32"
+
+# What a session's arena on a device may grow to beyond what was measured: larger batches than the publisher's, and the
+# workspaces of cuBLAS and cuDNN, as a trial allows it beside the files. A batch that needs more is run in parts.
+CUDA_HEADROOM_BYTES = MEMORY_BYTES
 
 # Batch sizes that are run before a version goes live: a lone event, a stream's trickle, a backlog.
 BATCH_BUCKETS = (1, 64, 1024, 4096)
@@ -80,10 +91,13 @@ class Loader:
         threads: Threads one run may use; 0 lets the runtime choose.
         prepacking: Whether weights are repacked at load (see `runtime.open_session`).
         probe: Whether versions are tried in a limited child first.
-        buckets: Batch sizes to warm.
+        buckets: Batch sizes to warm where the device has none of its own.
+        tensorrt: Whether TensorRT builds engines on a CUDA device; None for what `MODELCAST_TENSORRT` says, else not.
+        tf32: Whether float32 products may be rounded to TF32 on a CUDA device; None for `MODELCAST_TF32`, else not.
 
     Raises:
-        MissingExtraError: No runtime is installed.
+        MissingExtraError: No runtime is installed, or one without what is asked for.
+        UsageError: The device does not work, or a variable is neither 0 nor 1.
         CacheError: The cache can't be written.
     """
 
@@ -100,8 +114,12 @@ class Loader:
         prepacking: bool = True,
         probe: bool = True,
         buckets: tuple[int, ...] = BATCH_BUCKETS,
+        tensorrt: bool | None = None,
+        tf32: bool | None = None,
     ) -> None:
         runtime.limits()  # asked now, so that the first version does not wait for it
+        tensorrt = _switch(TENSORRT_VARIABLE) if tensorrt is None else tensorrt
+        runtime.check_device(device, tensorrt=tensorrt)
         self._cache = Cache(cache_dir)
         self._fetcher = Fetcher(log, topics, self._cache, stores=stores)
         self._quarantine = Quarantine(state_folder() if state_dir is None else state_dir)
@@ -110,6 +128,9 @@ class Loader:
         self._threads = threads
         self._prepacking = prepacking
         self._buckets = buckets
+        self._tf32 = _switch(TF32_VARIABLE) if tf32 is None else tf32
+        engines = (cache_folder() if cache_dir is None else cache_dir) / "tensorrt"
+        self._engines = Engines(engines, runtime.versions()["onnxruntime"]) if tensorrt else None
         if self._runner is not None:
             self._runner.prepare()
 
@@ -189,37 +210,63 @@ class Loader:
         self._runner.run(Trial(view / GRAPH_PATH, view / EXAMPLES_PATH, memory_bytes, wall_s))
 
     def _open(self, view: Path, manifest: Manifest, binding: Binding, watch: _Stopwatch, on_state: OnState) -> Servable:
+        cuda = self._cuda_options(manifest)
+
         def session() -> runtime.Session:
             return runtime.open_session(
-                view / GRAPH_PATH, device=self._device, threads=self._threads, prepacking=self._prepacking
+                view / GRAPH_PATH, device=self._device, threads=self._threads, prepacking=self._prepacking, cuda=cuda
             )
 
+        build_s = TENSORRT_S if cuda.tensorrt is not None else 0.0
         on_state(State.LOADING)
         with watch("session"):
-            opened = _within(SESSION_S + manifest.size_bytes / LOAD_BYTES_PER_S, f"opening {manifest.id}", session)
+            opened = _within(
+                SESSION_S + manifest.size_bytes / LOAD_BYTES_PER_S + build_s, f"opening {manifest.id}", session
+            )
         servable = Servable(manifest, binding, opened, release=lambda: self._cache.release(view))
         on_state(State.WARMING)
         examples = golden.read(view / EXAMPLES_PATH)
         with watch("golden"):
             _check_examples(manifest, examples)
             run = partial(servable.run_feeds, examples.inputs)
-            outputs = _within(GOLDEN_S, f"running the golden examples of {manifest.id}", run)
+            outputs = _within(GOLDEN_S + build_s, f"running the golden examples of {manifest.id}", run)
             golden.check(examples.outputs, outputs, manifest.tolerance)
             golden.check_varied(examples.inputs, outputs)
         with watch("warm"):
             self._warm(servable, examples.inputs)
         return servable
 
+    def _cuda_options(self, manifest: Manifest) -> runtime.CudaOptions:
+        """How this version uses a CUDA device, should it get one."""
+        tensorrt = None
+        if self._engines is not None and runtime.resolve(self._device).cuda is not None:
+            inputs = manifest.signature.inputs
+            tensorrt = runtime.TensorRT(
+                self._engines.folder(manifest.digest),
+                {entry.name: entry.shape[1:] for entry in inputs},
+                most_rows(row_values(manifest.signature)),
+            )
+        limit = memory_need(manifest) + CUDA_HEADROOM_BYTES
+        return runtime.CudaOptions(memory_limit_bytes=limit, tf32=self._tf32, tensorrt=tensorrt)
+
     def _warm(self, servable: Servable, inputs: Mapping[str, Array]) -> None:
         allowed_ms = WARM_BUCKET_MS if servable.device == "cpu" else WARM_BUCKET_CUDA_MS
         rows, took_ms = 1, 0.0
-        for bucket in sorted(self._buckets):
+        for bucket in servable.buckets or sorted(self._buckets):
             if took_ms * bucket / rows > allowed_ms:
                 return
             feeds = {name: np.resize(array, (bucket, *array.shape[1:])) for name, array in inputs.items()}
             began = time.monotonic()
             _within(GOLDEN_S, f"running {servable.id} on {bucket} rows", partial(servable.run_feeds, feeds))
             rows, took_ms = bucket, (time.monotonic() - began) * 1e3
+
+
+def _switch(variable: str) -> bool:
+    """Whether an environment variable turns something on."""
+    said = os.environ.get(variable, "0")
+    if said not in ("0", "1"):
+        raise ConfigError(f"{variable} is {said!r}", hint="Set it to 1 or 0.")
+    return said == "1"
 
 
 def _check_files(manifest: Manifest) -> None:

@@ -10,8 +10,8 @@ import pytest
 
 from modelcast.consumer.binding import Binding
 from modelcast.consumer.probe import memory_allowed
-from modelcast.consumer.servable import MAX_RUN_ROWS, MAX_RUN_VALUES, Servable, memory_need
-from modelcast.errors import BindingError, LoadError
+from modelcast.consumer.servable import MAX_RUN_ROWS, MAX_RUN_VALUES, SHORT_S, Servable, memory_need
+from modelcast.errors import BindingError, LoadError, OutOfMemoryError
 from modelcast.records import DType, FileEntry, LoadProbe, OutputSpec, Signature
 from modelcast.runtime import Array, TensorInfo
 
@@ -24,6 +24,7 @@ class SumSession:
     inputs = (TensorInfo("x", "float32", (None, 2)),)
     outputs = (TensorInfo("score", "float32", (None,)),)
     device = "cpu"
+    buckets = ()
 
     def __init__(self, *, lost_rows: int = 0) -> None:
         self.batches: list[int] = []
@@ -74,6 +75,39 @@ def test_no_rows_give_empty_outputs_without_a_run() -> None:
 def test_an_output_of_another_number_of_rows_is_refused() -> None:
     with pytest.raises(LoadError, match=r"output 'score' of fraud@3 has shape \[4\] for 5 rows"):
         servable(SumSession(lost_rows=1)).run(columns(5))
+
+
+class SmallMemorySession(SumSession):
+    """Has memory for so many rows at once."""
+
+    def __init__(self, fits: int) -> None:
+        super().__init__()
+        self.fits = fits
+
+    def run(self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None) -> list[Array]:
+        if len(feeds["x"]) > self.fits:
+            raise OutOfMemoryError("there is not enough memory on cuda:0")
+        return super().run(feeds, outputs)
+
+
+def test_batches_are_run_in_smaller_parts_while_memory_is_short(caplog: pytest.LogCaptureFixture) -> None:
+    session = SmallMemorySession(fits=30)
+    now_s = 100.0
+    short = servable(session, clock=lambda: now_s)
+    for _ in range(2):
+        np.testing.assert_array_equal(short.run(columns(100))["score"], np.arange(100, dtype=np.float32) + 1)
+    assert session.batches == [25, 25, 25, 25] * 2
+    assert [record.message.split(":")[0] for record in caplog.records] == [
+        f"fraud@3 runs in smaller parts for {SHORT_S:g} s"
+    ]
+    session.fits, now_s = 100, now_s + SHORT_S
+    short.run(columns(100))
+    assert session.batches[8:] == [100]
+
+
+def test_no_memory_for_one_row_is_said() -> None:
+    with pytest.raises(OutOfMemoryError):
+        servable(SmallMemorySession(fits=0)).run(columns(3))
 
 
 def test_columns_that_do_not_fit_are_refused_by_field() -> None:
