@@ -78,6 +78,11 @@ class Assignment:
         positions = self._consumer.positions(list(self._first))
         return {p: position for p, position in positions.items() if position > self._submitted.get(p, 0)}
 
+    def positions(self) -> Mapping[int, int | None]:
+        """The next offset of each assigned partition; None where none is known yet."""
+        known = self._consumer.positions(list(self._first))
+        return {partition: known.get(partition) for partition in self._first}
+
     def only_assigned(self, offsets: Mapping[int, int]) -> Mapping[int, int]:
         return {partition: offset for partition, offset in offsets.items() if partition in self._first}
 

@@ -206,9 +206,10 @@ def as_text(report: Report) -> str:  # noqa: PLR0911 - one a kind of report
             return f"[yellow]recovering[/yellow]  back to the committed offsets: {escape(report.cause)}"
         case Progressed():
             stats = report.stats
+            waiting = "" if stats.lag is None else f"lag {stats.lag:,}  "
             return (
                 f"[dim]{stats.live or 'no version live'}  {stats.events:,} events  {stats.events_per_s:,.0f}/s  "
-                f"{stats.dead_letters:,} dead letters  {stats.swaps} swaps[/dim]"
+                f"{waiting}{stats.dead_letters:,} dead letters  {stats.swaps} swaps[/dim]"
             )
         case Stopped():
             stats = report.stats
@@ -237,4 +238,5 @@ def _figures(stats: ScorerStats) -> Mapping[str, Any]:
         "recoveries": stats.recoveries,
         "events_per_s": round(stats.events_per_s, 1),
         "live": None if stats.live is None else stats.live.version,
+        "lag": stats.lag,
     }

@@ -154,6 +154,10 @@ class ScoringLoop:
         """Gives up the partitions."""
         self._consumer.close()
 
+    def positions(self) -> Mapping[int, int | None]:
+        """The next offset of each partition this member has, None where none is known; for the scoring thread."""
+        return self._assignment.positions()
+
     def _subscribe(self) -> None:
         self._consumer.subscribe(self._topic, on_assign=self._assigned, on_revoke=self._revoked, on_lost=self._lost)
 

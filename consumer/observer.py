@@ -19,6 +19,7 @@ from .loop import NO_VERSION, LoopHooks
 from .reports import Progressed, Recovering, Refused, Report, ScorerStats, Swapped, Waiting, WentLive
 from .sampling import EventFieldsSource
 from .servable import Servable
+from .status import Activity
 
 PROGRESS_S = 5.0
 # Rates are of the last seconds: shorter ones jump with every commit.
@@ -30,7 +31,7 @@ _logger = logging.getLogger(__name__)
 
 
 class Observer:
-    """Turns what happens into reports and figures; all but `stats` is the scoring thread's."""
+    """Turns what happens into reports and figures; all but `stats` and `activity` is the scoring thread's."""
 
     def __init__(
         self,
@@ -55,6 +56,8 @@ class Observer:
         self._recoveries = 0
         self._rates: deque[tuple[float, int]] = deque([(clock(), 0)])
         self._progress_at_s = clock() + PROGRESS_S
+        self._measure_lag: Callable[[], int | None] = lambda: None
+        self._lag: int | None = None
         self.stats = ScorerStats()
         plane.on_swap(lambda event: self._news.put(event) if event.ref == ref else None)
         plane.on_refused(lambda refused, refusal: self._news.put(refusal) if refused == ref else None)
@@ -70,6 +73,15 @@ class Observer:
             tick=self.tick,
         )
 
+    def follow_lag(self, measure: Callable[[], int | None]) -> None:
+        """Asks `measure`, on the scoring thread and never for long, how many events wait."""
+        self._measure_lag = measure
+
+    def activity(self) -> Activity:
+        """What the status topic is told; for any thread."""
+        stats = self.stats
+        return Activity(stats.events, stats.events_per_s, stats.lag, stats.dead_letters)
+
     def sample(self) -> None:
         """Learns what the events have before the first version is loaded. Raises BrokerError."""
         if self._fields.sample():
@@ -83,6 +95,7 @@ class Observer:
         totals = self._committer.totals
         if now - self._rates[-1][0] >= _RATE_STEP_S:
             self._rates.append((now, totals.events))
+            self._lag = self._measure_lag()
             while len(self._rates) > 2 and now - self._rates[1][0] > RATE_WINDOW_S:
                 self._rates.popleft()
         since_s, before = self._rates[0]
@@ -96,6 +109,7 @@ class Observer:
             recoveries=self._recoveries,
             events_per_s=(totals.events - before) / max(now - since_s, _RATE_STEP_S),
             live=None if live is None else live.id,
+            lag=self._lag,
         )
         if now >= self._progress_at_s:
             self._progress_at_s = now + PROGRESS_S

@@ -15,6 +15,7 @@ class ScorerStats:
     Attributes:
         events_per_s: Over the last seconds.
         live: The version that scores now; None while events wait.
+        lag: Events that wait in this scorer's partitions; None while it has none, or Kafka does not say.
     """
 
     events: int = 0
@@ -25,6 +26,7 @@ class ScorerStats:
     recoveries: int = 0
     events_per_s: float = 0.0
     live: ModelVersion | None = None
+    lag: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,6 +35,7 @@ from .control import ControlPlane
 from .dead_letters import DeadLetterBuilder
 from .end import EndOfTopic
 from .instance import Instance, claim_instance
+from .lag import LagMeter
 from .loader import Loader
 from .loop import CLOSE_DRAIN_S, ScoringLoop
 from .observer import Observer
@@ -234,7 +235,7 @@ class Scorer:
             self._await_first_version(plane)
         committer.start()  # ends what a predecessor left open, before its offsets are read
         stack.callback(committer.close, CLOSE_DRAIN_S)
-        self._loop = ScoringLoop(
+        loop = self._loop = ScoringLoop(
             self._to.events,
             partitions,
             lambda: log.group_consumer(self._group, instance=instance, session_timeout_ms=SESSION_TIMEOUT_MS),
@@ -245,6 +246,10 @@ class Scorer:
             end=end,
         )
         stack.callback(self._loop.close)
+        lag = LagMeter(log, self._to.events)
+        stack.callback(lag.close)
+        lag.start()
+        observer.follow_lag(lambda: lag.lag(loop.positions()))
         if self._stop.is_set():
             self._loop.stop()
         self._loop.run()

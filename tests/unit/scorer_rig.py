@@ -146,6 +146,7 @@ class RunningScorer:
         if live is not None:
             self.slot.swap(live)  # type: ignore[arg-type]
         self.heard = Heard()
+        self.on_tick: Callable[[], object] = lambda: None
         self.consumer: MemoryGroupConsumer
         self._instance = instance
         transactional_id = f"scorer.{instance or id(self)}"
@@ -170,7 +171,7 @@ class RunningScorer:
                 model_failed=lambda _, message: self.heard.failed.append(message),
                 waiting=self.heard.waiting.append,
                 recovering=self.heard.recovering.append,
-                tick=lambda: None,
+                tick=lambda: self.on_tick(),
             ),
             end=end,
             sizer=sizer,

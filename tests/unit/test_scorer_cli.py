@@ -29,7 +29,7 @@ from modelcast.errors import MissingExtraError, UsageError
 from modelcast.names import ModelVersion
 
 V1, V2 = ModelVersion("fraud", 1), ModelVersion("fraud", 2)
-STATS = ScorerStats(events=12_345, predictions=12_340, dead_letters=5, swaps=1, events_per_s=99.96, live=V2)
+STATS = ScorerStats(events=12_345, predictions=12_340, dead_letters=5, swaps=1, events_per_s=99.96, live=V2, lag=1_234)
 
 REPORTS: dict[str, Report] = {
     "started": Started("fraud", "events", "scores", "scores.dead-letters", "g", "host-0", "exactly-once", 4),
@@ -97,7 +97,7 @@ def test_a_signal_stops_the_scorer() -> None:
 def test_the_figures_are_in_the_lines_that_end_and_accompany_a_run() -> None:
     assert as_json(REPORTS["stopped"]) == {
         "event": "stopped", "events": 12_345, "predictions": 12_340, "dead_letters": 5, "swaps": 1, "recoveries": 0,
-        "events_per_s": 100.0, "live": 2, "seconds": 1.5, "left": 7,
+        "events_per_s": 100.0, "live": 2, "lag": 1_234, "seconds": 1.5, "left": 7,
     }  # fmt: skip
 
 
