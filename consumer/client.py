@@ -1,9 +1,10 @@
 """`ModelClient`: published models inside an application, always in the version that is live.
 
-- A model is subscribed to when it is first named, and from then on kept up to date in the background.
+- A model is subscribed to when it is first named, or matches a pattern, and kept up to date from then on.
 - `predict` takes a lease on the live version: a swap never interrupts it, nor waits for it.
 - Kafka may go away: what is live goes on predicting, and `stale_s` says for how long it heard nothing.
 - One client a process: after a fork every call says so, since threads and connections stay behind.
+- What waits or computes has a twin for event loops; callbacks run on a thread of their own.
 
     with ModelClient("localhost:9092") as models:
         scores = models["fraud"].predict({"amount": [12.5, 80.0], "country": ["de", "fr"]})
@@ -12,122 +13,37 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Final, Protocol, Self
+from typing import Final, Protocol, Self
 
 from modelcast import folders, runtime
 from modelcast.config import Connection
-from modelcast.errors import UsageError
 from modelcast.files.store_url import Stores
 from modelcast.log import Log
-from modelcast.names import ModelRef, ModelVersion
-from modelcast.records import InstanceStatus, Refusal, Signature
-from modelcast.runtime import Array
+from modelcast.names import ModelRef
+from modelcast.records import InstanceStatus, Refusal
 from modelcast.topics import Topics
 from modelcast.trust.watch import watch_policy
 
+from .aside import Aside
 from .control import ControlPlane
+from .hooks import Hooks
+from .life import Life
 from .line import Swapped
 from .loader import Loader
-from .rows import Rows, columns_of
+from .model import DEFAULT_TIMEOUT_S, Host, Model, Prediction
 
-if TYPE_CHECKING:
-    from .slot import Slot
+__all__ = ["DEFAULT_TIMEOUT_S", "Model", "ModelClient", "Prediction"]
 
-# A large model on a slow disk or network; an application that starts can't do without its model anyway.
-DEFAULT_TIMEOUT_S: Final = 60.0
-
-_NUMBERS = itertools.count()
-
-
-class Prediction(Mapping[str, Array]):
-    """Outputs by ONNX output name, batch first, and the version that made them."""
-
-    __slots__ = ("_outputs", "id")
-
-    def __init__(self, version: ModelVersion, outputs: Mapping[str, Array]) -> None:
-        self.id = version
-        self._outputs = outputs
-
-    @property
-    def version(self) -> int:
-        return self.id.version
-
-    def __getitem__(self, name: str) -> Array:
-        return self._outputs[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._outputs)
-
-    def __len__(self) -> int:
-        return len(self._outputs)
-
-    def __repr__(self) -> str:
-        return f"Prediction({self.id}, {dict(self._outputs)!r})"
-
-
-class Model:
-    """One model, or one pinned version; made by `ModelClient`. Thread-safe."""
-
-    def __init__(self, client: ModelClient, ref: ModelRef, slot: Slot) -> None:
-        self._client = client
-        self.ref = ref
-        self._slot = slot
-
-    @property
-    def version(self) -> int | None:
-        """The live version; None while there is none."""
-        live = self._slot.live
-        return None if live is None else live.id.version
-
-    @property
-    def signature(self) -> Signature | None:
-        """What the live version takes and gives; None while there is none."""
-        live = self._slot.live
-        return None if live is None else live.manifest.signature
-
-    @property
-    def refusals(self) -> tuple[Refusal, ...]:
-        """The latest versions this application would not make live, and why; oldest first."""
-        return self._client._open_plane().refusals(self.ref)
-
-    def predict(self, rows: Rows) -> Prediction:
-        """Runs the live version on rows.
-
-        Args:
-            rows: Values by event field (arrays, lists, scalars), a list of records, or a Polars or pandas frame.
-                Fields the model does not take are ignored.
-
-        Returns:
-            Arrays by output name, N rows each, and the version.
-
-        Raises:
-            BindingError: A field is missing, null or of the wrong kind.
-            ModelNotFoundError: No version is live (yet).
-            LoadError: The model failed on these rows.
-        """
-        self._client._check_usable()
-        with self._slot.lease() as servable:
-            return Prediction(servable.id, servable.run(columns_of(rows, servable.binding.specs)))
-
-    def wait_live(self, timeout_s: float = DEFAULT_TIMEOUT_S) -> Self:
-        """Waits until a version is live, also for one not published yet; raises as `ModelClient[...]`."""
-        self._client._open_plane().wait_live(self.ref, timeout_s)
-        return self
-
-    def on_swap(self, callback: Callable[[Swapped], None]) -> None:
-        """Calls back after each version that goes live, on a background thread: be quick."""
-        self._client._open_plane().on_swap(lambda event: callback(event) if event.ref == self.ref else None)
-
-    def __repr__(self) -> str:
-        return f"<Model {self.ref}, live version {self.version}>"
+_NUMBERS: Final = itertools.count()
 
 
 class _Connects(Protocol):
@@ -138,7 +54,7 @@ class _Connects(Protocol):
 
 
 class ModelClient:
-    """Predicts with published models in process. Use as a context manager; thread-safe.
+    """Predicts with published models in process. Use as a context manager, `with` or `async with`; thread-safe.
 
     Args:
         bootstrap_servers: `host:port[,…]`; by default `MODELCAST_BOOTSTRAP_SERVERS`, the properties file, or the
@@ -156,6 +72,7 @@ class ModelClient:
             one, every version counts.
         instance: What this client is called on the status topic.
         timeout_s: How long `client[name]` waits for a model that is on its way.
+        keep: Versions kept loaded behind each live one, for a rollback that takes no time: 1 or 0.
         connection: In the place of everything about Kafka above.
 
     Raises:
@@ -179,6 +96,7 @@ class ModelClient:
         trust_policy: Path | str | None = None,
         instance: str | None = None,
         timeout_s: float = DEFAULT_TIMEOUT_S,
+        keep: int = 1,
         connection: _Connects | None = None,
     ) -> None:
         refs = [ModelRef.parse(name) for name in models or ()]
@@ -191,10 +109,11 @@ class ModelClient:
             bootstrap_servers, properties_file=properties_file, properties=properties, prefix=prefix
         )
         self._timeout_s = timeout_s
-        self._pid = os.getpid()
         self._lock = threading.Lock()
         self._models: dict[ModelRef, Model] = {}
-        self._closed = False
+        self._life = Life(self)
+        self._hooks = Hooks()
+        self._aside = Aside()
         self._log = self._connection.open_log()
         self._loader = Loader(
             self._log,
@@ -211,11 +130,16 @@ class ModelClient:
             refs=refs,
             state_dir=state_dir,
             role="client",
-            instance=instance or f"client-{socket.gethostname()}-{self._pid}-{next(_NUMBERS)}",
+            instance=instance or f"client-{socket.gethostname()}-{os.getpid()}-{next(_NUMBERS)}",
             device=device,
             runtime=versions,
+            keep=keep,
             trust=trust,
-        ).start()
+        )
+        self._plane.on_swap(self._hooks.swapped)
+        self._plane.on_refused(self._hooks.refused)
+        self._host = Host(self._plane, self._life, self._hooks, self._aside, timeout_s)
+        self._plane.start()
 
     def __getitem__(self, name: str) -> Model:
         """The model `NAME`, always in its live version, or `NAME@VERSION`; waits until it is loaded.
@@ -228,15 +152,22 @@ class ModelClient:
         """
         model = self.model(name)
         if model.version is None:
-            self._open_plane().wait_live(model.ref, self._timeout_s, patient=False)
+            self._plane.wait_live(model.ref, self._timeout_s, patient=False)
+        return model
+
+    async def get(self, name: str) -> Model:
+        """As `client[name]`, for event loops."""
+        model = self.model(name)
+        await model.live_async(self._timeout_s, patient=False)
         return model
 
     def model(self, name: str) -> Model:
         """As `client[name]`, without waiting: `wait_live` on it waits for what is yet to be published."""
+        self._life.check()
         ref = ModelRef.parse(name)
         with self._lock:
             if ref not in self._models:
-                self._models[ref] = Model(self, ref, self._open_plane().subscribe(ref))
+                self._models[ref] = Model(self._host, ref, self._plane.subscribe(ref))
             return self._models[ref]
 
     def wait_live(self, names: Sequence[str], timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
@@ -245,24 +176,47 @@ class ModelClient:
         for name in names:
             self.model(name).wait_live(max(0.0, deadline - time.monotonic()))
 
+    async def wait_live_async(self, names: Sequence[str], timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
+        """As `wait_live`, for event loops."""
+        deadline = time.monotonic() + timeout_s
+        for name in names:
+            await self.model(name).wait_live_async(max(0.0, deadline - time.monotonic()))
+
+    def on_swap(self, callback: Callable[[Swapped], None]) -> None:
+        """Calls back after each version of any model that goes live, on a thread for callbacks."""
+        self._life.check()
+        self._hooks.on_swap(callback)
+
+    def on_refused(self, callback: Callable[[ModelRef, Refusal], None]) -> None:
+        """Calls back after each version of any model that is refused, on a thread for callbacks."""
+        self._life.check()
+        self._hooks.on_refused(callback)
+
     @property
     def stale_s(self) -> float:
         """Seconds since the registry could last be followed; 0 while it is."""
-        return self._open_plane().stale_s
+        self._life.check()
+        return self._plane.stale_s
 
     @property
     def status(self) -> InstanceStatus:
         """What this client tells the status topic."""
-        return self._open_plane().status_snapshot()
+        self._life.check()
+        return self._plane.status_snapshot()
 
     def close(self) -> None:
         """Stops following and frees the models; predictions under way end first. Doing it again does nothing."""
-        if self._closed or os.getpid() != self._pid:
+        if not self._life.end():
             return
-        self._closed = True
+        self._aside.close()
         self._plane.close()
         self._loader.close()
         self._log.close()
+        self._hooks.close()
+
+    async def aclose(self) -> None:
+        """As `close`, for event loops."""
+        await asyncio.to_thread(self.close)
 
     def __enter__(self) -> Self:
         return self
@@ -272,15 +226,10 @@ class ModelClient:
     ) -> None:
         self.close()
 
-    def _check_usable(self) -> None:
-        if self._closed:
-            raise UsageError("this ModelClient is closed", hint="Make a new one.")
-        if os.getpid() != self._pid:
-            raise UsageError(
-                f"this ModelClient was made in process {self._pid}, and process {os.getpid()} is a fork of it",
-                hint="Make a ModelClient in each process, after the fork.",
-            )
+    async def __aenter__(self) -> Self:
+        return self
 
-    def _open_plane(self) -> ControlPlane:
-        self._check_usable()
-        return self._plane
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()

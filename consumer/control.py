@@ -227,6 +227,11 @@ class ControlPlane:
             models=tuple(line.status() for line in lines),
         )
 
+    def is_hopeless(self, ref: ModelRef) -> bool:
+        """Whether waiting alone makes no version of `ref` live."""
+        line = self._line(ref)
+        return line.hopeless or _is_lasting(self.fault) or _is_lasting(line.fault)
+
     def wait_live(self, ref: ModelRef, timeout_s: float, *, patient: bool = True) -> Slot:
         """Waits until a version of `ref` is live.
 
@@ -241,8 +246,7 @@ class ControlPlane:
         line = self._line(ref)
         deadline = time.monotonic() + timeout_s
         while not line.slot.wait_live(min(IDLE_WAIT_S / 2, max(0.0, deadline - time.monotonic()))):
-            hopeless = line.hopeless or _is_lasting(self.fault) or _is_lasting(line.fault)
-            if (hopeless and not patient) or time.monotonic() >= deadline or self._stop.is_set():
+            if (not patient and self.is_hopeless(ref)) or time.monotonic() >= deadline or self._stop.is_set():
                 if line.slot.live is not None:
                     break
                 raise self._explain(line, timeout_s)

@@ -18,7 +18,7 @@ from typing import Any, Final, Protocol, runtime_checkable
 import numpy as np
 
 from modelcast.errors import BindingError
-from modelcast.records import DType
+from modelcast.records import DType, Signature
 from modelcast.runtime import Array
 from modelcast.tensors import FieldSpec, is_row, numpy_dtype, shaped, stack
 
@@ -82,6 +82,48 @@ def columns_of(rows: Rows | object, specs: Sequence[FieldSpec]) -> dict[str, Arr
     return arrays | {name: np.repeat(column, count, axis=0) for name, column in scalars.items()}
 
 
+def count_of(rows: Rows | object) -> int | None:
+    """About how many rows these are, without a look at any: the length of the first column; None if nobody knows."""
+    if isinstance(rows, Mapping):
+        sizes = (len(value) for value in rows.values() if hasattr(value, "__len__") and not _is_scalar(value))
+        return next(sizes, 1)
+    return len(rows) if hasattr(rows, "__len__") else None
+
+
+def check_feeds(feeds: Mapping[str, Any], signature: Signature) -> None:
+    """Checks a graph's own inputs against its signature.
+
+    Args:
+        feeds: By input name, what should be arrays of the input's type and shape.
+
+    Raises:
+        BindingError: Names what is missing, not of the graph, of another type or shape, or uneven.
+    """
+    wanted = {entry.name: entry for entry in signature.inputs}
+    for name in [*wanted, *feeds]:
+        if name not in feeds or name not in wanted:
+            what = f"input {name!r} is missing" if name in wanted else f"the model has no input {name!r}"
+            raise BindingError(what, hint=f"Its inputs are: {', '.join(wanted)}.")
+    rows = -1
+    for name, entry in wanted.items():
+        array, dtype, shape = feeds[name], numpy_dtype(entry.dtype), entry.shape
+        sizes = ", ".join("N" if size is None else str(size) for size in shape)
+        if not isinstance(array, np.ndarray) or array.dtype != dtype:
+            what = f"an array of {array.dtype}" if isinstance(array, np.ndarray) else f"a {type(array).__name__}"
+            raise BindingError(f"input {name!r} is {what}, the model needs an array of {dtype}")
+        is_shape = array.ndim == len(shape) and all(
+            size in (None, given) for size, given in zip(shape, array.shape, strict=True)
+        )
+        if not is_shape or rows not in (-1, len(array)):
+            uneven = "" if rows < 0 else f", N is {rows} here"
+            raise BindingError(f"input {name!r} has shape {list(array.shape)}, the model needs [{sizes}]{uneven}")
+        rows = len(array)
+
+
+def _is_scalar(value: Any) -> bool:
+    return isinstance(value, _SCALARS) or (isinstance(value, np.ndarray) and value.ndim == 0)
+
+
 def _prepared(rows: dict[str, Any], specs: Sequence[FieldSpec]) -> dict[str, Array] | None:
     """The rows themselves where each field is an array `[N]` of the type the model takes; the binding checks N."""
     for spec in specs:
@@ -133,9 +175,9 @@ def _arrow(rows: ArrowStream, specs: Sequence[FieldSpec]) -> Mapping[str, Any]:
 
 def _is_one(spec: FieldSpec, value: Any) -> bool:
     """Whether this is one row's value rather than one for each row."""
-    return isinstance(value, _SCALARS) or (
-        isinstance(value, np.ndarray) and (value.ndim == 0 if spec.shape is None else is_row(value.shape, spec))
-    )
+    if spec.shape is None or not isinstance(value, np.ndarray):
+        return _is_scalar(value)
+    return is_row(value.shape, spec)
 
 
 def _tensor(spec: FieldSpec, values: Any) -> Array:

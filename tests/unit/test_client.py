@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 import time
 import warnings
@@ -13,7 +14,6 @@ import numpy as np
 import polars as pl
 import pytest
 
-from modelcast import runtime
 from modelcast.consumer import ModelClient
 from modelcast.errors import (
     BindingError,
@@ -24,49 +24,16 @@ from modelcast.errors import (
     UsageError,
     VersionNotFoundError,
 )
-from modelcast.log import Log
-from modelcast.publisher.session import RegistryWriter
 from modelcast.records import ModelState
-from modelcast.registry.repository import init
-from modelcast.testing.memory import MemoryLog
-from modelcast.topics import Topics
 
+from .client_rig import ROWS, Repository
 from .control_rig import DEADLINE_S, wait_until
-from .linear_model import linear_model
-
-ROWS = {"amount": [1.0, 2.0], "age": [10, 20]}
-
-
-class Repository:
-    """A repository in memory: a connection for clients, and a publisher of linear models."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.topics = Topics("t")
-        self.log = MemoryLog()
-        self.writer = RegistryWriter(self.log, self.topics)
-        self.count = 0
-
-    def open_log(self) -> Log:
-        return self.log
-
-    def publish(self, bias: float, *, model: str = "fraud", release: bool = True, golden_off_by: float = 0.0) -> int:
-        self.count += 1
-        prepared = linear_model(self.folder / f"source-{self.count}", bias, golden_off_by=golden_off_by)
-        return self.writer.publish(model, prepared, release=release).manifest.version
-
-    def client(self, **options: object) -> ModelClient:
-        return ModelClient(
-            connection=self, cache_dir=self.folder / "cache", state_dir=self.folder / "state", device="cpu", **options
-        )
 
 
 @pytest.fixture
 def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Repository:
     monkeypatch.setenv("MODELCAST_STATE_DIR", str(tmp_path / "state"))
-    made = Repository(tmp_path)
-    init(made.log, made.topics, blob_partitions=2)
-    return made
+    return Repository(tmp_path)
 
 
 @pytest.fixture
@@ -81,6 +48,35 @@ def test_predict_gives_the_outputs_and_says_which_version(repository: Repository
     assert dict(prediction).keys() == {"score"}
     assert prediction["score"].tolist() == [111.0, 122.0]
     assert (prediction.version, str(prediction.id)) == (1, "fraud@1")
+
+
+def test_the_graphs_own_inputs_are_run_as_they_are(repository: Repository, client: ModelClient) -> None:
+    repository.publish(100.0)
+    prediction = client["fraud"].run({"x": np.array([[1, 10], [2, 20]], np.float32)})
+    assert prediction["score"].tolist() == [111.0, 122.0]
+    assert prediction.version == 1
+    assert client["fraud"].run({"x": np.empty((0, 2), np.float32)})["score"].tolist() == []
+
+
+@pytest.mark.parametrize(
+    ("feeds", "message"),
+    [
+        ({}, "input 'x' is missing"),
+        ({"y": np.ones((1, 2), np.float32)}, "input 'x' is missing. Its inputs are: x"),
+        ({"x": np.ones((1, 2), np.float32), "y": np.ones(1)}, "the model has no input 'y'"),
+        ({"x": np.ones((1, 2))}, "input 'x' is an array of float64, the model needs an array of float32"),
+        ({"x": [[1.0, 2.0]]}, "input 'x' is a list"),
+        ({"x": 1.0}, "input 'x' is a float"),
+        ({"x": np.ones((1, 3), np.float32)}, r"input 'x' has shape \[1, 3\], the model needs \[N, 2\]"),
+        ({"x": np.ones(2, np.float32)}, r"shape \[2\], the model needs \[N, 2\]"),
+    ],
+)
+def test_inputs_the_graph_does_not_take_are_named(
+    repository: Repository, client: ModelClient, feeds: object, message: str
+) -> None:
+    repository.publish(100.0)
+    with pytest.raises(BindingError, match=message):
+        client["fraud"].run(feeds)
 
 
 @pytest.mark.parametrize(
@@ -139,6 +135,35 @@ def test_f23_a_version_whose_golden_examples_are_off_leaves_the_old_one(
     wait_until(lambda: fraud.version == 3, "version 3 to be live")
 
 
+def test_whoever_asks_is_told_of_swaps_and_refusals_in_order(repository: Repository, client: ModelClient) -> None:
+    told: list[str] = []
+    client.on_swap(lambda event: told.append(f"any {event.new}"))
+    client.model("fraud").on_swap(lambda event: told.append(f"fraud {event.new}"))
+    client.model("fraud").on_refused(lambda refusal: told.append(f"fraud {refusal.version} {refusal.reason}"))
+    client.on_refused(lambda ref, refusal: told.append(f"any {ref} {refusal.version}"))
+    repository.publish(1.0, model="churn")
+    client.model("churn").wait_live(DEADLINE_S)
+    repository.publish(100.0)
+    client.model("fraud").wait_live(DEADLINE_S)
+    repository.publish(200.0, golden_off_by=1.0)
+    wait_until(lambda: len(told) == 5, "all to be told")
+    assert told == ["any churn@1", "any fraud@1", "fraud fraud@1", "fraud 2 golden", "any fraud 2"]
+
+
+def test_a_callback_that_waits_for_a_model_holds_up_none(repository: Repository, client: ModelClient) -> None:
+    repository.publish(100.0)
+    seen: list[int | None] = []
+
+    def wait_for_the_next(event: object) -> None:
+        client.wait_live(["churn"], DEADLINE_S)
+        seen.append(client["churn"].version)
+
+    client.model("fraud").on_swap(wait_for_the_next)
+    client["fraud"].predict(ROWS)
+    repository.publish(1.0, model="churn")
+    wait_until(lambda: seen == [1], "the callback to see the other model live")
+
+
 def test_models_named_at_the_start_are_loaded_without_being_asked_for(repository: Repository) -> None:
     repository.publish(100.0)
     with repository.client(models=["fraud"]) as client:
@@ -194,7 +219,10 @@ class TestErrors:
             client.model("fraud").predict(ROWS)
 
     def test_no_repository_is_told(self, tmp_path: Path) -> None:
-        with Repository(tmp_path).client() as client, pytest.raises(RepositoryNotFoundError, match="modelcast init"):
+        with (
+            Repository(tmp_path, initialised=False).client() as client,
+            pytest.raises(RepositoryNotFoundError, match="modelcast init"),
+        ):
             client["fraud"]
 
     def test_a_name_that_is_none_is_refused(self, client: ModelClient) -> None:
@@ -204,10 +232,7 @@ class TestErrors:
     def test_no_runtime_is_told_when_the_client_is_made(
         self, repository: Repository, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        def absent() -> None:
-            raise MissingExtraError("no ONNX Runtime is installed", hint="pip install 'modelcast[cpu]'")
-
-        monkeypatch.setattr(runtime, "_onnxruntime", absent)
+        monkeypatch.setitem(sys.modules, "onnxruntime", None)
         with pytest.raises(MissingExtraError, match=r"modelcast\[cpu\]"):
             repository.client()
 

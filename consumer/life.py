@@ -1,0 +1,67 @@
+"""Whether a client may be used: it is open, and this is the process that made it.
+
+A fork copies a process without its threads. What the Kafka client library made can't work there any more, and is not
+even to be let go: its destructor waits for threads that do not exist, and then the process dies of it. So in a child
+
+- every client of the parent says so instead of working, and closing it does nothing;
+- it is kept for ever, with all it holds: the operating system frees it when the child ends.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import weakref
+
+from modelcast.errors import UsageError
+
+_LIVES: weakref.WeakSet[Life] = weakref.WeakSet()
+
+
+class Life:
+    """Where a client is in its life.
+
+    Args:
+        client: What is kept for ever in a forked child.
+    """
+
+    def __init__(self, client: object) -> None:
+        self.usable = True
+        self.is_fork = False
+        self._pid = os.getpid()
+        self._client = weakref.ref(client)
+        _LIVES.add(self)
+
+    def end(self) -> bool:
+        """Notes that the client is closed; False if it was before, or is another process's."""
+        was_usable, self.usable = self.usable, False
+        return was_usable and not self.is_fork
+
+    def fault(self) -> UsageError:
+        """Why the client can't be used."""
+        if not self.is_fork:
+            return UsageError("this ModelClient is closed", hint="Make a new one.")
+        return UsageError(
+            f"this ModelClient was made in process {self._pid}, and process {os.getpid()} is a fork of it",
+            hint="Make a ModelClient in each process, after the fork.",
+        )
+
+    def check(self) -> None:
+        """Raises UsageError if the client can't be used."""
+        if not self.usable:
+            raise self.fault()
+
+    def strand(self) -> None:
+        """Ends the client in a forked child; for `os.register_at_fork`."""
+        self.usable, self.is_fork = False, True
+        client = self._client()
+        if client is not None:
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(client))
+
+
+def _strand_all() -> None:
+    for life in list(_LIVES):
+        life.strand()
+
+
+os.register_at_fork(after_in_child=_strand_all)
