@@ -61,12 +61,16 @@ def release(
     name: ModelArgument,
     version: Annotated[int, typer.Argument(metavar="VERSION", min=1)],
     message: Message = "",
+    renew: Annotated[
+        bool,
+        typer.Option("--renew", help="Release a live version again, with today's date: for a policy's max_age."),
+    ] = False,
     sign: SignOption = None,
     trust_policy: PolicyOption = None,
 ) -> None:
     """Make a published version live everywhere."""
     with ModelPublisher.connect(context.connection, signing_keys=sign, trust_policy=trust_policy) as publisher:
-        made = publisher.release(name, version, message=message)
+        made = publisher.release(name, version, message=message, renew=renew)
         verdict = publisher.verdict(name)
     _print_release(context, made, verdict)
 

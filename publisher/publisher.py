@@ -230,9 +230,14 @@ class ModelPublisher:
                 store=files,
             )
 
-    def release(self, model: str, version: int, *, message: str = "") -> Release:
-        """Makes a version live. Raises ModelNotFoundError, VersionNotFoundError, FencedError, BrokerError."""
-        return self._registry.release(check_model_name(model), version, message=check_text(message, "the message"))
+    def release(self, model: str, version: int, *, message: str = "", renew: bool = False) -> Release:
+        """Makes a version live; with `renew`, says with today's date that the live one still is.
+
+        Raises:
+            ModelNotFoundError, VersionNotFoundError, FencedError, BrokerError
+        """
+        text = check_text(message, "the message")
+        return self._registry.release(check_model_name(model), version, message=text, renew=renew)
 
     def rollback(self, model: str, *, message: str = "") -> Release:
         """Re-releases the champion before the live one; again goes further back. Raises UsageError if there is none."""

@@ -147,8 +147,12 @@ class RegistryWriter:
         champion = self._release(view, manifest.version, message) if release else None
         return Published(manifest, champion, manifest.size_bytes, to_send, dry_run=True)
 
-    def release(self, model: str, version: int, *, message: str = "") -> Release:
+    def release(self, model: str, version: int, *, message: str = "", renew: bool = False) -> Release:
         """Makes a version the champion; nothing is written if it is already.
+
+        Args:
+            renew: Write it again also then: consumers whose trust policy limits a release's age see that it holds. It
+                takes its predecessor's place in the history that rollbacks walk.
 
         Raises:
             ModelNotFoundError, VersionNotFoundError: There is no such version.
@@ -158,9 +162,12 @@ class RegistryWriter:
         def plan(hold: ModelHold) -> Change[Release]:
             entry = hold.image.model(model)
             entry.version(version)
-            if entry.champion is not None and entry.champion.version == version:
-                return Change(entry.champion)
-            release = self._release(hold, version, message)
+            champion, restores = entry.champion, None
+            if champion is not None and champion.version == version:
+                if not renew:
+                    return Change(champion)
+                restores = champion.restores
+            release = self._release(hold, version, message, restores=restores)
             return Change(release, (Record(release),))
 
         return self.holder.change(model, plan)

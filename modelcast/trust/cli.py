@@ -18,7 +18,10 @@ from modelcast.trust import clock, keys
 from modelcast.trust.policy import (
     ENV_TRUST_POLICY,
     MAX_WORDS_CHARS,
+    Rule,
     TrustPolicy,
+    WhenStale,
+    age_words,
     epoch_ms,
     policy_path,
     read_policy,
@@ -127,6 +130,13 @@ def trust(
         str | None,
         typer.Option("--expires", metavar="DATE", help="When the key stops counting: 2027-06-30, or a time. UTC."),
     ] = None,
+    max_age: Annotated[
+        str | None,
+        typer.Option("--max-age", metavar="AGE", help="How old these models' newest release may be: 30d, 36h."),
+    ] = None,
+    when_stale: Annotated[
+        WhenStale | None, typer.Option("--when-stale", help="What happens with a model whose newest release is older.")
+    ] = None,
     policy: PolicyFile = None,
 ) -> None:
     """Let a key sign for models: adds it to a trust policy, and leaves all else there as it is."""
@@ -138,9 +148,18 @@ def trust(
         )
     named, public = keys.load_public(name, key_folder())
     path = _policy_file(policy)
-    written = trust_key(path, named, public, models, threshold=threshold, expires_ms=_expires_ms(expires))
+    written = trust_key(
+        path,
+        named,
+        public,
+        models,
+        threshold=threshold,
+        expires_ms=_expires_ms(expires),
+        max_age=max_age,
+        when_stale=when_stale,
+    )
     rule = next(rule for rule in written.rules if list(rule.models) == list(models))
-    _told(context, path, written, f"{rule}: {rule.threshold} of {', '.join(rule.keys)}")
+    _told(context, path, written, f"{rule}: {rule.threshold} of {', '.join(rule.keys)}{_age(rule)}")
     if len(rule.keys) > rule.threshold == 1:
         context.output.say("Each of them is enough alone; ask for more with [bold]--threshold[/bold]")
     trusted = next(key for key in written.keys.values() if key.public == public)
@@ -194,8 +213,11 @@ def check(context: CommandContext, policy: PolicyFile = None) -> None:
     )
     context.output.stdout.print()
     context.output.table(
-        ("RULE", "MODELS", "SIGNATURES", "OF"),
-        ((str(r.number), ", ".join(r.models), str(r.threshold), ", ".join(r.keys)) for r in found.rules),
+        ("RULE", "MODELS", "SIGNATURES", "OF", "NEWEST RELEASE"),
+        (
+            (str(r.number), ", ".join(r.models), str(r.threshold), ", ".join(r.keys), _age(r).removeprefix(", "))
+            for r in found.rules
+        ),
     )
     if found.repository is not None:
         context.output.say(f"Only repository {found.repository} counts")
@@ -265,9 +287,20 @@ def _as_json(path: Path, policy: TrustPolicy) -> dict[str, object]:
             for name, key in policy.keys.items()
         ],
         "rules": [
-            {"models": list(rule.models), "keys": list(rule.keys), "threshold": rule.threshold} for rule in policy.rules
+            {
+                "models": list(rule.models),
+                "keys": list(rule.keys),
+                "threshold": rule.threshold,
+                "max_age_ms": rule.max_age_ms,
+                "when_stale": None if rule.max_age_ms is None else str(rule.when_stale),
+            }
+            for rule in policy.rules
         ],
     }
+
+
+def _age(rule: Rule) -> str:
+    return "" if rule.max_age_ms is None else f", at most {age_words(rule.max_age_ms)} old, else {rule.when_stale}"
 
 
 def _expires_ms(text: str | None) -> int | None:

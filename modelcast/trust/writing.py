@@ -16,7 +16,7 @@ from typing import Any
 
 from modelcast.errors import ConfigError, MissingExtraError, UsageError
 from modelcast.trust.keys import PublicKey
-from modelcast.trust.policy import TrustPolicy, parse_policy, read_text
+from modelcast.trust.policy import TrustPolicy, WhenStale, parse_policy, read_text
 
 _HEADER = "Who may sign for which models. The first rule that matches a model's name decides; see docs/TRUST.md."
 
@@ -29,6 +29,8 @@ def trust_key(
     *,
     threshold: int | None = None,
     expires_ms: int | None = None,
+    max_age: str | None = None,
+    when_stale: WhenStale | None = None,
 ) -> TrustPolicy:
     """Adds a key to the rule for exactly these patterns; makes file, key and rule where they are not there yet.
 
@@ -37,6 +39,8 @@ def trust_key(
     Args:
         threshold: Of the rule; None leaves it, which is 1 for a new one.
         expires_ms: When the key stops counting; None leaves it as it is.
+        max_age: How old the newest release of the rule's models may be: `30d`, `36h`; None leaves it.
+        when_stale: What happens with a model whose newest release is older; None leaves it.
 
     Raises:
         UsageError: The file has another key of that name.
@@ -70,6 +74,10 @@ def trust_key(
             rule["keys"].append(name)
         if threshold is not None:
             rule["threshold"] = threshold
+        if max_age is not None:
+            rule["max_age"] = max_age
+        if when_stale is not None:
+            rule["when_stale"] = str(when_stale)
 
     return _changed(path, change, new=True)
 

@@ -58,7 +58,10 @@ def test_a_key_is_made_shown_and_trusted(tmp_path: Path) -> None:
     policy = as_json("trust", "alice", "--models", "fraud*", "--models", "churn", "--expires", "2027-01-01")
     assert Path(policy["policy"]) == tmp_path / "config" / "trust.toml"
     assert policy["keys"][0]["expires_ms"] == 1_798_761_600_000
-    assert policy["rules"] == [{"models": ["fraud*", "churn"], "keys": ["alice"], "threshold": 1}]
+    (rule,) = policy["rules"]
+    assert rule == {
+        "models": ["fraud*", "churn"], "keys": ["alice"], "threshold": 1, "max_age_ms": None, "when_stale": None
+    }  # fmt: skip
     assert as_json("check") == policy
 
 

@@ -347,6 +347,19 @@ def test_releasing_what_is_live_writes_nothing(log: MemoryLog, registry: Registr
     assert len(image(log).models["fraud"].releases) == 1
 
 
+def test_renewing_says_it_again_and_keeps_the_place_in_history(
+    log: MemoryLog, registry: RegistryWriter, tmp_path: Path
+) -> None:
+    for name in "abc":
+        registry.publish("fraud", prepared(tmp_path / name, {"model.onnx": name.encode()}), release=True)
+    assert registry.rollback("fraud").version == 2
+    renewed = registry.release("fraud", 2, message="still good", renew=True)
+    assert (renewed.sequence, renewed.version, renewed.restores) == (5, 2, 2)
+    assert image(log).models["fraud"].champion == renewed
+    assert registry.rollback("fraud").version == 1
+    assert registry.release("fraud", 3, renew=True).restores is None
+
+
 def test_release_and_rollback_go_through_history(log: MemoryLog, registry: RegistryWriter, tmp_path: Path) -> None:
     for name in "abc":
         registry.publish("fraud", prepared(tmp_path / name, {"model.onnx": name.encode()}), release=True)

@@ -7,7 +7,15 @@ from pathlib import Path
 import pytest
 
 from modelcast.errors import ConfigError, UsageError
-from modelcast.trust.policy import MAX_POLICY_BYTES, parse_policy, policy_path, read_policy
+from modelcast.trust.policy import (
+    MAX_POLICY_BYTES,
+    WhenStale,
+    age_ms,
+    age_words,
+    parse_policy,
+    policy_path,
+    read_policy,
+)
 from modelcast.trust.writing import revoke_key, trust_key
 
 from .trust_rig import key, policy_text
@@ -35,6 +43,14 @@ def test_a_whole_policy_says_what_it_says() -> None:
     assert policy.rule_for("anything") is policy.rules[1]
 
 
+@pytest.mark.parametrize(("words", "hours"), [("36h", 36), ("48h", 48), ("30d", 30 * 24)])
+def test_a_rule_says_how_old_a_release_may_be_and_what_happens_then(words: str, hours: int) -> None:
+    rule = parse_policy(policy_text() + f'max_age = "{words}"').rules[0]
+    assert (rule.max_age_ms, rule.when_stale) == (hours * 3_600_000, WhenStale.KEEP)
+    assert age_ms(age_words(hours * 3_600_000)) == rule.max_age_ms
+    assert parse_policy(policy_text() + f'max_age = "{words}"\nwhen_stale = "stop"').rules[0].when_stale == "stop"
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
@@ -57,6 +73,11 @@ def test_a_whole_policy_says_what_it_says() -> None:
         ('[[rules]]\nmodels = ["fraud"]\nkeys = []', "rule 1 (fraud): keys is not a list of 1 to"),
         ('[rules]\nmodels = ["fraud"]', "rules is not a list of at most"),
         (policy_text() + f'[keys.twin]\npublic = "{key("alice").public}"', "keys.twin is the same public key as"),
+        (policy_text() + "max_age = 30", "rule 1 (fraud*) has max_age = 30: write days or hours"),
+        (policy_text() + 'max_age = "0d"', "has max_age = '0d'"),
+        (policy_text() + 'max_age = "1 week"', "has max_age = '1 week'"),
+        (policy_text() + 'max_age = "1d"\nwhen_stale = "die"', "has when_stale = 'die': it is 'keep' or 'stop'"),
+        (policy_text() + 'when_stale = "stop"', "says what happens after max_age"),
         (policy_text("x" * 201 + ": alice"), "has a pattern of more than 200 characters"),
     ],
 )
@@ -110,6 +131,15 @@ class TestWriting:
         policy = trust_key(path, "alice", key("alice").public, ["fraud*"])
         assert [rule.models for rule in policy.rules] == [("fraud-eu",), ("fraud*",), ("*",)]
         assert policy.rules[1].keys == ("bob", "alice")
+
+    def test_how_old_a_release_may_be_is_set_and_stays_until_it_is_set_again(self, tmp_path: Path) -> None:
+        path = tmp_path / "trust.toml"
+        trust_key(path, "alice", key("alice").public, ["*"], max_age="7d", when_stale=WhenStale.STOP)
+        policy = trust_key(path, "bob", key("bob").public, ["*"])
+        assert (policy.rules[0].max_age_ms, policy.rules[0].when_stale) == (7 * 24 * 3_600_000, WhenStale.STOP)
+        with pytest.raises(ConfigError, match="has max_age = 'soon'"):
+            trust_key(path, "bob", key("bob").public, ["*"], max_age="soon")
+        assert read_policy(path) == policy
 
     def test_doing_it_again_changes_nothing(self, tmp_path: Path) -> None:
         path = tmp_path / "trust.toml"
