@@ -29,7 +29,9 @@ from typing import Final
 from filelock import FileLock, Timeout
 
 from modelcast import codec
+from modelcast.config import Connection
 from modelcast.errors import CacheError, UsageError, WireError
+from modelcast.folders import cache_folder
 from modelcast.log import LogRecord
 from modelcast.names import check_model_name
 from modelcast.records import FORMAT_VERSION, Manifest, Release, RepositoryIdentity, Withdrawn
@@ -161,6 +163,17 @@ class SnapshotStore:
     def __init__(self, folder: Path, scope: str) -> None:
         self._scope = scope
         self._folder = folder / hashlib.sha256(scope.encode()).hexdigest()[:32]
+
+    @classmethod
+    def of(cls, connection: Connection, cache_dir: Path | None = None) -> SnapshotStore:
+        """Of a cluster, by the names its brokers are reached under, and a prefix.
+
+        Args:
+            cache_dir: Folder of the model cache; None for the user's.
+        """
+        servers = sorted({name.strip().lower() for name in connection.bootstrap_servers.split(",")})
+        folder = cache_folder() / "models" if cache_dir is None else cache_dir
+        return cls(folder / "registry", f"{connection.prefix} at {','.join(servers)}")
 
     def save(self, snapshot: Snapshot) -> bool:
         """Puts a snapshot in the place of the model's last one; False if that one is of a newer image.
