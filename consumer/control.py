@@ -1,11 +1,12 @@
-"""The control plane: one thread that follows the registry and keeps every slot on the version it should hold.
+"""The control plane: the thread that keeps every slot on the version it should hold.
 
-- One thread owns the reader, the image, the policy's view and the slots. Loads run one at a time on a second thread
-  (`loading`), so that a large model delays neither heartbeats nor another model's rollback; servables are swapped and
-  destroyed by the control thread only.
-- Nothing is acted on before the registry was read to its true end. From then on the registry is waited on, not polled
-  at intervals: a release is seen when it arrives.
+- It is the I/O around the `Reconciler`: hands it what happened, begins the load that it asks for, tells its news,
+  destroys what slots let go of, reports the status. What should be live is decided there, and nowhere here.
+- It sleeps until something happened: the registry's thread (`following`) has an image, the loader's (`loading`) came
+  to a step or to its end, somebody subscribes or asks, a last lease ended, a live version fails.
+- Nothing is acted on before the registry was read to its true end, or what this host knew of it stands in for it.
 - It never dies. What fails is logged, kept as `fault` and tried again with growing pauses; the live versions stay.
+- One lock guards the reconciler. It is held for decisions only: never over I/O, a load, a callback or a destructor.
 
     with ControlPlane(log, topics, loader, refs=[ModelRef("fraud")], role="scorer", instance="host-0") as plane:
         slot = plane.slot(ModelRef("fraud"))
@@ -15,25 +16,15 @@ from __future__ import annotations
 
 import logging
 import os
-import queue
 import socket
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Self
 
-from modelcast.errors import (
-    BrokerError,
-    LoadError,
-    ModelcastError,
-    ModelNotFoundError,
-    ModelRefusedError,
-    NotFoundError,
-    StoreError,
-)
+from modelcast.errors import ModelcastError
 from modelcast.log import Log
 from modelcast.names import ModelRef, ModelVersion
 from modelcast.records import InstanceStatus, Refusal
@@ -41,40 +32,32 @@ from modelcast.registry.image import RegistryImage
 from modelcast.topics import Topics
 from modelcast.trust.watch import NO_POLICY, Watch
 
-from .following import RegistryFollower
-from .lifecycle import VersionKey
+from .budget import IDLE_S, Budget
+from .following import Known, RegistryFollower
+from .freshness import Freshness, Stale
 from .line import Line, Swapped
-from .loading import Job, LoadWorker, Outcome, VersionLoader
-from .policy import (
-    FAILED_LIVE,
-    Load,
-    Nothing,
-    Preserve,
-    Refuse,
-    RefusedVersion,
-    Swap,
-    Unload,
-    basis_of,
-    decide,
-    retry_delay_s,
-)
+from .loading import LoadWorker, Outcome, Step, VersionLoader
+from .policy import Preserve, retry_delay_s
+from .reconciler import MAX_FOLLOWED, Evicted, Moment, News, Reconciler, Refused
+from .servable import memory_need
 from .slot import Slot
+from .snapshot import SnapshotStore
 from .state import Marks
-from .status import HEARTBEAT_S, StatusReporter
+from .status import HEARTBEAT_S, Activity, StatusReporter
+from .waiting import explain, is_lasting
 
 if TYPE_CHECKING:
     from .binding import EventFields
+    from .reconciler import Turn
 
 LOGGER: Final = logging.getLogger("modelcast.control")
 
-# A record ends the wait at once; this is how soon a closed lease, a new subscription or `close` is noticed.
-IDLE_WAIT_S: Final = 0.1
-# While a load runs its end is to be noticed soon: it is part of what a release takes to be live.
-LOADING_WAIT_S: Final = 0.005
-# Steps for one slot in one turn: more than any sequence of decisions that needs no load.
-_MAX_STEPS: Final = 16
-# A kept version above this is let go before the next load, so that no more than two large models are in memory.
-KEEP_BESIDE_LOAD_BYTES: Final = 256 << 20
+# Whatever happens ends the wait; this is how often clocks are looked at: heartbeats, staleness, idle models.
+IDLE_WAIT_S: Final = 1.0
+# How soon `wait_live` notices that waiting is of no use. That something is live, it notices at once.
+HOPELESS_NOTICED_S: Final = 0.05
+# Turns in a row while each lets go of something that makes room for the next: models that make room for one.
+_MAX_TURNS: Final = 16
 CLOSE_TIMEOUT_S: Final = 10.0
 
 OnSwap = Callable[[Swapped], None]
@@ -85,12 +68,17 @@ class ControlPlane:
     """Keeps the models of one instance up to date.
 
     Args:
-        refs: Subscribed from the start; `subscribe` adds more.
+        refs: Subscribed from the start; `subscribe` and `follow` add more.
         state_dir: Where release marks are kept over restarts; None keeps marks in memory.
         role: `client` or `scorer`, for the status topic.
         instance: The status topic's key.
         runtime: What runs the models, as name -> version.
+        preserve: What a swap keeps at all cost.
         keep: Servables kept loaded behind each live one: 1 or 0.
+        memory_budget_bytes: What all models together may take; None for no limit. See `budget`.
+        idle_s: A model nobody used for so long may be let go for another one.
+        freshness: How old what is known of the registry may be, and what happens then.
+        snapshots: What this host knew of the registry, for a start without Kafka; None for whoever may not start so.
         trust: Which records of the registry count.
         clock: Monotonic seconds.
         now_ms: Epoch milliseconds.
@@ -110,6 +98,10 @@ class ControlPlane:
         runtime: Mapping[str, str] | None = None,
         preserve: Preserve = Preserve.AVAILABILITY,
         keep: int = 1,
+        memory_budget_bytes: int | None = None,
+        idle_s: float = IDLE_S,
+        freshness: Freshness | None = None,
+        snapshots: SnapshotStore | None = None,
         heartbeat_s: float = HEARTBEAT_S,
         trust: Watch = NO_POLICY,
         clock: Callable[[], float] = time.monotonic,
@@ -118,33 +110,55 @@ class ControlPlane:
         self._marks = Marks(state_dir)
         self._role, self._instance, self._device = role, instance, device
         self._runtime = dict(runtime or {})
-        self._preserve = preserve
-        self._keep = 0 if preserve is Preserve.RESOURCES else keep
+        self._heartbeat_s = heartbeat_s
+        self._freshness = freshness or Freshness()
         self._clock, self._now_ms = clock, now_ms
-        self._worker = LoadWorker(loader, clock=clock)
-        self._reporter = StatusReporter(log, topics, heartbeat_s=heartbeat_s, clock=clock)
-        self._lock = threading.Lock()
-        self._lines: Mapping[ModelRef, Line] = {ref: Line(ref, keep=self._keep) for ref in refs}
+        self._started_ms = now_ms()
+        self._wake = threading.Event()
+        self._lock = threading.Lock()  # of the reconciler and of all below but the threads
+        self._reconciler = Reconciler(
+            preserve=preserve,
+            keep=keep,
+            budget=Budget(memory_budget_bytes, memory_need, idle_s),
+            on_reapable=self._wake.set,
+        )
+        self._tickets: dict[ModelRef, int] = {}
         self._on_swap: tuple[OnSwap, ...] = ()
         self._on_refused: tuple[OnRefused, ...] = ()
-        self._failures: queue.SimpleQueue[tuple[ModelRef, ModelVersion, str]] = queue.SimpleQueue()
+        self._passed_over = 0
+        self._worker = LoadWorker(loader, on_news=self._wake.set, clock=clock)
+        self._reporter = StatusReporter(log, topics, heartbeat_s=heartbeat_s, clock=clock)
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
-        self._follower = RegistryFollower(log, topics, clock=clock, pause=self._stop.wait, trust=trust)
+        self._follower = RegistryFollower(
+            log,
+            topics,
+            clock=clock,
+            now_ms=now_ms,
+            trust=trust,
+            snapshots=snapshots,
+            refs=self.refs,
+            on_change=self._wake.set,
+        )
+        for ref in refs:
+            self.subscribe(ref)
 
     # -- for any thread
 
     def start(self) -> Self:
-        """Starts the control thread; once."""
+        """Starts the threads; once."""
         if self._thread is not None:
             raise RuntimeError("this control plane was started before")
+        self._follower.start()
         self._thread = threading.Thread(target=self._run, name="modelcast-control", daemon=True)
         self._thread.start()
+        self._wake.set()
         return self
 
     def close(self, timeout_s: float = CLOSE_TIMEOUT_S) -> None:
         """Stops, says so on the status topic and destroys what nobody leases, within about `timeout_s`."""
         self._stop.set()
+        self._wake.set()
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join(timeout_s)
             if self._thread.is_alive():
@@ -161,29 +175,66 @@ class ControlPlane:
     def subscribe(self, ref: ModelRef) -> Slot:
         """The slot of `ref`, which is kept up to date from now on."""
         with self._lock:
-            if ref not in self._lines:
-                self._lines = {**self._lines, ref: Line(ref, keep=self._keep)}
-            return self._lines[ref].slot
+            line = self._reconciler.subscribe(ref)
+            if not line.is_caught_up:
+                self._tickets.setdefault(ref, self._follower.ask_end())
+        self._wake.set()
+        return line.slot
+
+    def unsubscribe(self, ref: ModelRef) -> None:
+        """Lets go of a model, also one that a pattern brought. Raises ModelNotFoundError if nobody subscribed to it."""
+        with self._lock:
+            self._reconciler.unsubscribe(ref)
+            self._tickets.pop(ref, None)
+        self._wake.set()
+
+    def follow(self, pattern: str) -> None:
+        """Subscribes to all models that match (`fraud-*`) and have a release, as they appear. Raises UsageError."""
+        with self._lock:
+            self._reconciler.follow(pattern)
+        self._wake.set()
+
+    def refs(self) -> tuple[ModelRef, ...]:
+        """All that is subscribed to now, whether by name or by a pattern."""
+        return tuple(self._reconciler.lines)
+
+    def wake(self, ref: ModelRef) -> None:
+        """Says that somebody asks for a model: if it is idle, it is loaded, and others that are idle make room for it.
+
+        Raises:
+            ModelNotFoundError: Nobody subscribed to it.
+        """
+        with self._lock:
+            self._reconciler.wake(ref)
+        self._wake.set()
+
+    def is_idle(self, ref: ModelRef) -> bool:
+        """Whether nothing is live for want of memory, so that it takes a `wake`. Raises ModelNotFoundError."""
+        return self._reconciler.line(ref).is_idle
 
     def slot(self, ref: ModelRef) -> Slot:
         """Raises ModelNotFoundError if nobody subscribed to `ref`."""
-        return self._line(ref).slot
+        return self._reconciler.line(ref).slot
 
     def set_event_fields(self, ref: ModelRef, fields: EventFields | None) -> None:
         """Says what the events hold: versions are checked against it, those refused once more if it changed."""
-        line = self._line(ref)
         with self._lock:
-            if line.fields != fields:
-                line.fields = fields
-                line.fields_generation += 1
+            self._reconciler.set_fields(ref, fields)
+        self._wake.set()
+
+    def set_activity(self, ref: ModelRef, activity: Callable[[], Activity]) -> None:
+        """Says who counts what a model does; asked on the control thread for each status: be quick."""
+        self._reconciler.line(ref).activity = activity
 
     def report_failure(self, ref: ModelRef, version: ModelVersion, message: str) -> None:
         """Says that a live version fails on what it is given: it is refused, and the one before it serves again."""
-        self._failures.put((ref, version, message))
+        with self._lock:
+            self._reconciler.failed_live(ref, version, message)
+        self._wake.set()
 
     def refusals(self, ref: ModelRef) -> tuple[Refusal, ...]:
         """The latest versions that were refused, oldest first."""
-        return self._line(ref).refusals()
+        return self._reconciler.line(ref).refusals()
 
     def on_swap(self, callback: OnSwap) -> None:
         """Calls back after each swap, on the control thread: be quick."""
@@ -197,7 +248,7 @@ class ControlPlane:
 
     @property
     def image(self) -> RegistryImage | None:
-        """The registry as last read; None before it was read to its end."""
+        """The registry as last read, or as this host knew it; None before either."""
         return self._follower.image
 
     @property
@@ -210,11 +261,15 @@ class ControlPlane:
         """Seconds since the registry could last be followed; 0 while it is."""
         return self._follower.stale_s
 
+    def stale(self, ref: ModelRef) -> Stale | None:
+        """Why what is known of a model is older than it may be; None if it is not."""
+        return self._reconciler.line(ref).stale
+
     def status_snapshot(self) -> InstanceStatus:
         """What the status topic would be told now."""
-        lines = list(self._lines.values())
+        lines = list(self._reconciler.lines.values())
         devices = [servable.device for line in lines if (servable := line.slot.live) is not None]
-        image = self.image
+        image, stale_s = self.image, self.stale_s
         return InstanceStatus(
             repository=image.repository.uuid if image is not None and image.repository is not None else "",
             instance=self._instance,
@@ -225,15 +280,18 @@ class ControlPlane:
             at_ms=self._now_ms(),
             runtime=self._runtime,
             models=tuple(line.status() for line in lines),
+            started_ms=self._started_ms,
+            heartbeat_ms=round(self._heartbeat_s * 1000),
+            stale_ms=round(stale_s * 1000) or None,
         )
 
     def is_hopeless(self, ref: ModelRef) -> bool:
-        """Whether waiting alone makes no version of `ref` live."""
-        line = self._line(ref)
-        return line.hopeless or _is_lasting(self.fault) or _is_lasting(line.fault)
+        """Whether waiting alone makes no version of `ref` live. Raises ModelNotFoundError."""
+        line = self._reconciler.line(ref)
+        return (line.is_settled and line.is_caught_up) or is_lasting(self.fault) or is_lasting(line.fault)
 
     def wait_live(self, ref: ModelRef, timeout_s: float, *, patient: bool = True) -> Slot:
-        """Waits until a version of `ref` is live.
+        """Waits until a version of `ref` is live; one that is idle is loaded.
 
         Args:
             patient: Wait for what may yet be published or released; else give up once waiting alone can't help.
@@ -243,36 +301,46 @@ class ControlPlane:
             NotFoundError: No such repository, model or version, or nothing was released.
             LoadError: Every candidate was refused, or is still being loaded; the message says why.
         """
-        line = self._line(ref)
+        line = self._reconciler.line(ref)
         deadline = time.monotonic() + timeout_s
-        while not line.slot.wait_live(min(IDLE_WAIT_S / 2, max(0.0, deadline - time.monotonic()))):
+        if line.slot.live is None:
+            self.wake(ref)
+        while not line.slot.wait_live(min(HOPELESS_NOTICED_S, max(0.0, deadline - time.monotonic()))):
             if (not patient and self.is_hopeless(ref)) or time.monotonic() >= deadline or self._stop.is_set():
                 if line.slot.live is not None:
                     break
-                raise self._explain(line, timeout_s)
+                raise explain(line, self.image, self.fault, timeout_s)
         return line.slot
 
     # -- the control thread
 
-    def step(self, wait_s: float = 0.0) -> None:
-        """One turn of the control thread; for tests that have no thread."""
-        self._follow(wait_s)
-        outcome = self._worker.collect()
-        if outcome is not None:
-            self._settle(outcome)
-        while not self._failures.empty():
-            self._fall_back(*self._failures.get())
-        for line in self._lines.values():
-            self._advance(line)
-        for line in self._lines.values():
-            self._reap(line)
+    def step(self) -> float | None:
+        """One turn of the control thread, and those that follow from it at once; for tests that have no thread.
+
+        Returns:
+            When the next one is due at the latest, by the clock; None if only something new makes it so.
+        """
+        for _ in range(_MAX_TURNS):
+            turn = self._turn()
+            try:
+                self._tell(turn.news)
+                freed = self._reap()  # first, so that its memory is free for the load
+            finally:
+                if turn.load is not None:
+                    LOGGER.info("loading %s", turn.load.action.key)
+                    self._worker.submit(turn.load)
+            if not freed:
+                break
         self._reporter.report(self.status_snapshot())
+        return turn.due_s
 
     def _run(self) -> None:
-        failures = 0
+        failures, due_s = 0, None
         while not self._stop.is_set():
+            self._wake.wait(IDLE_WAIT_S if due_s is None else min(IDLE_WAIT_S, max(0.0, due_s - self._clock())))
+            self._wake.clear()
             try:
-                self.step(IDLE_WAIT_S if self._worker.job is None else LOADING_WAIT_S)
+                due_s = self.step()
                 failures = 0
             except Exception:
                 # A defect; the models that are live go on serving, and its cause may pass.
@@ -285,53 +353,78 @@ class ControlPlane:
         self._reporter.close(self.status_snapshot())
         if not self._worker.close(timeout_s=CLOSE_TIMEOUT_S / 2):
             LOGGER.info("a load is still running, and will be let go when it ends")
-        for line in self._lines.values():
-            line.clear()
-            self._reap(line)
+        with self._lock:
+            for line in self._reconciler.lines.values():
+                line.clear()
+        self._reap()
         self._follower.close()
 
-    def _follow(self, wait_s: float) -> None:
-        lines = list(self._lines.values())
-        if self._follower.turn(wait_s, to_end=any(not line.caught_up for line in lines)):
-            for line in lines:
-                line.caught_up = True
+    def _turn(self) -> Turn:
+        """Hands the reconciler what happened."""
+        happened = self._worker.collect()
+        with self._lock:
+            read = [ref for ref, ticket in self._tickets.items() if self._follower.has_read(ticket)]
+        # Only now, so that the image is no older than what is counted as read.
+        known = self._follower.known
+        if known is not None:
+            self._observe(known)
+        lines = self._reconciler.lines
+        marks = {} if known is None else self._marks_of(known, lines)
+        stale = {} if known is None else self._stale(known, lines)
+        with self._lock:
+            for news in happened:
+                self._take(news)
+            turn = self._reconciler.turn(Moment(self._clock(), self._now_ms()), marks=marks, stale=stale)
+            for ref in read:
+                self._tickets.pop(ref, None)
+                if ref in self._reconciler.lines:
+                    self._reconciler.lines[ref].is_caught_up = True
+        return turn
 
-    def _advance(self, line: Line) -> None:
-        image = self.image
-        if image is None:
-            return
-        try:
-            mark = self._mark(line, image)
-            line.fault = None
-        except ModelcastError as error:
-            if str(error) != str(line.fault):
-                LOGGER.error("%s stays as it is: %s", line.ref, error)
-            line.fault = error
-            return
-        for _ in range(_MAX_STEPS):
-            view = line.view(busy=self._worker.job is not None, mark=mark, now_s=self._clock())
-            match decide(image, view, self._preserve):
-                case Load() as action:
-                    self._load(line, action)
-                case Swap(key):
-                    self._swap(line, image, key)
-                    self._reap(line)
-                case Unload(key):
-                    line.unload(key)
-                    self._reap(line)
-                case Refuse(key, reason, message, basis):
-                    self._refuse(line, RefusedVersion(key, reason, message, self._now_ms(), basis))
-                case Nothing():
-                    waiting = self._worker.job is None and not any(r.retry_at_s for r in line.refused.values())
-                    line.hopeless = line.caught_up and waiting and view.live is None and not view.loaded
-                    return
+    def _observe(self, known: Known) -> None:
+        with self._lock:
+            self._reconciler.observe(known.image)
+            for ref, line in self._reconciler.lines.items():
+                if not line.is_caught_up and ref not in self._tickets:  # a pattern brought it
+                    self._tickets[ref] = self._follower.ask_end()
+            passed_over = self._reconciler.passed_over
+        if passed_over > self._passed_over == 0:
+            LOGGER.warning(
+                "more than %d models match the patterns that are followed: those above are left out", MAX_FOLLOWED
+            )
+        self._passed_over = passed_over
 
-    def _mark(self, line: Line, image: RegistryImage) -> int:
-        """The line's release mark, raised to the champion's. Raises ConfigError if the marks can't be read."""
-        if line.ref.version is not None or image.repository is None:
+    def _take(self, news: Step | Outcome) -> None:
+        if isinstance(news, Step):
+            self._reconciler.stepped(news.state)
+        elif news.servable is not None:
+            self._reconciler.loaded(news.servable, news.took_ms)
+        elif news.error is not None:
+            if not isinstance(news.error, ModelcastError | OSError):
+                LOGGER.error("loading %s failed unexpectedly", news.job.action.key, exc_info=news.error)
+            self._reconciler.failed(news.error)
+
+    def _marks_of(self, known: Known, lines: Mapping[ModelRef, Line]) -> dict[ModelRef, int | Exception]:
+        """The release marks, raised to the champions'; ConfigError where they can't be read."""
+        marks: dict[ModelRef, int | Exception] = {}
+        for ref, line in lines.items():
+            if ref.version is not None:
+                continue
+            try:
+                marks[ref] = self._mark(known, ref.model)
+            except ModelcastError as error:
+                if str(error) != str(line.fault):
+                    LOGGER.error("%s stays as it is: %s", ref, error)
+                marks[ref] = error
+        return marks
+
+    def _mark(self, known: Known, model: str) -> int:
+        image, admission = known.image, known.admission
+        if image.repository is None:
             return 0
-        repository, model = image.repository.uuid, line.ref.model
-        mark = self._known_mark(repository, model)
+        repository = image.repository.uuid
+        # The highest release seen whose signers are still enough: one by a key that was revoked does not count.
+        mark = self._marks.get(repository, model, lambda signers: admission.vouch(model, signers).admitted)
         entry = image.models.get(model)
         champion = entry.champion if entry is not None else None
         if entry is None or champion is None or champion.sequence < mark:
@@ -343,128 +436,41 @@ class ControlPlane:
             LOGGER.warning("%s", error)
         return champion.sequence
 
-    def _known_mark(self, repository: str, model: str) -> int:
-        """The highest release seen whose signers are still enough: one by a key that was revoked does not count."""
-        admission = self._follower.admission
-        return self._marks.get(repository, model, lambda signers: admission.vouch(model, signers).admitted)
+    def _stale(self, known: Known, lines: Mapping[ModelRef, Line]) -> dict[ModelRef, Stale]:
+        now_ms = self._now_ms()
+        verdicts = {
+            ref: self._freshness.verdict(
+                known.image, ref, known.admission, now_ms=now_ms, stale_s=self._follower.stale_s_of(ref.model)
+            )
+            for ref in lines
+        }
+        return {ref: stale for ref, stale in verdicts.items() if stale is not None}
 
-    def _load(self, line: Line, action: Load) -> None:
-        kept = line.slot.kept_key
-        if kept is not None and line.slot.loaded()[kept].manifest.size_bytes > KEEP_BESIDE_LOAD_BYTES:
-            line.slot.drop_kept()
-            self._reap(line)
-        LOGGER.info("loading %s", action.key)
-        line.begin_load(action.key)
-        self._worker.submit(Job(line.ref, action, line.fields))
+    def _tell(self, news: Sequence[News]) -> None:
+        for entry in news:
+            match entry:
+                case Swapped():
+                    LOGGER.info("%s is live (it was %s)", entry.new, entry.old or "empty")
+                    for on_swap in self._on_swap:
+                        _call(on_swap, entry)
+                case Refused(ref, refusal):
+                    version = f"{ref.model}@{refusal.version}" if refusal.version else str(ref)
+                    LOGGER.warning("%s is refused (%s): %s", version, refusal.reason, refusal.message)
+                    for on_refused in self._on_refused:
+                        _call(on_refused, ref, refusal)
+                case Evicted(ref, version):
+                    LOGGER.info("%s was idle, and makes room for another model until somebody asks for it", version)
 
-    def _settle(self, outcome: Outcome) -> None:
-        line, action = self._lines[outcome.job.ref], outcome.job.action
-        if outcome.servable is not None:
-            line.end_load(outcome.servable, outcome.took_ms)
-            return
-        error = outcome.error
-        # A check that failed fails again on the same bytes. Anything else (broker, disk, permissions) may be mended
-        # without a word in the registry.
-        final = isinstance(error, ModelRefusedError) and not error.retriable
-        known = line.refused.get(action.key)
-        attempts = known.attempts + 1 if known is not None and known.basis == action.basis else 1
-        refused = RefusedVersion(
-            action.key,
-            reason_of(error),
-            str(error) or type(error).__name__,
-            self._now_ms(),
-            action.basis,
-            attempts,
-            None if final else self._clock() + retry_delay_s(attempts),
-        )
-        if not isinstance(error, ModelcastError | OSError):
-            LOGGER.error("loading %s failed unexpectedly", action.key, exc_info=error)
-        self._refuse(line, refused)
-
-    def _swap(self, line: Line, image: RegistryImage, key: VersionKey) -> None:
-        entry = image.models.get(line.ref.model)
-        champion = entry.champion if entry is not None and line.ref.version is None else None
-        release = champion if champion is not None and champion.version == key.id.version else None
-        event = line.swap(key, release, self._now_ms())
-        LOGGER.info("%s is live (it was %s)", event.new, event.old or "empty")
-        for callback in self._on_swap:
-            _call(callback, event)
-
-    def _fall_back(self, ref: ModelRef, version: ModelVersion, message: str) -> None:
-        line, image = self._line(ref), self.image
-        key = line.slot.live_key
-        entry = image.models.get(ref.model) if image is not None else None
-        if image is None or entry is None or key is None or key.id != version:
-            return  # something else took its place meanwhile
-        view = line.view(busy=False, mark=self._known_mark(key.repository, ref.model), now_s=self._clock())
-        refused = RefusedVersion(key, FAILED_LIVE, message, self._now_ms(), basis_of(entry, key, view))
-        self._refuse(line, refused)
-        # Not simply the kept one: after a rollback, that is the version somebody went back from.
-        match decide(image, replace(view, live=None), self._preserve):
-            case Swap(other) if other != key:
-                self._swap(line, image, other)
-            case _:
-                line.clear()  # what a rollback would restore is loaded; until then events wait
-        self._reap(line)
-
-    def _refuse(self, line: Line, refused: RefusedVersion) -> None:
-        if not line.refuse(refused):
-            return
-        LOGGER.warning("%s is refused (%s): %s", refused.key, refused.reason, refused.message)
-        refusal = Refusal(refused.key.id.version, refused.reason, refused.message, refused.at_ms)
-        for callback in self._on_refused:
-            _call(callback, line.ref, refusal)
-
-    def _reap(self, line: Line) -> None:
-        try:
-            line.slot.reap()
-        except ExceptionGroup as error:
-            LOGGER.error("%s", error, exc_info=error)
-
-    def _line(self, ref: ModelRef) -> Line:
-        line = self._lines.get(ref)
-        if line is None:
-            raise ModelNotFoundError(f"nobody subscribed to {str(ref)!r} here")
-        return line
-
-    def _explain(self, line: Line, timeout_s: float) -> ModelcastError:
-        fault = line.fault or (self.fault if self.image is None else None)
-        if isinstance(fault, ModelcastError):
-            return type(fault)(fault.message, hint=fault.hint)
-        image = self.image
-        if image is None:
-            return BrokerError(f"the registry was not read in {timeout_s:g} s" + (f": {fault}" if fault else ""))
-        refusals = line.refusals()
-        if not refusals:
+    def _reap(self) -> int:
+        with self._lock:
+            slots = self._reconciler.slots()
+        freed = 0
+        for slot in slots:
             try:
-                image.resolve(line.ref)
-            except NotFoundError as error:
-                return error
-            return LoadError(f"{line.ref} was not loaded in {timeout_s:g} s", hint="Allow more time: wait_live(…)")
-        words = "; ".join(f"version {entry.version} ({entry.reason}): {entry.message}" for entry in refusals)
-        return LoadError(f"no version of {str(line.ref)!r} could go live here: {words}")
-
-
-def reason_of(error: BaseException | None) -> str:
-    """A stable word for why a version is not live: the check that refused it, or what kept it from being checked."""
-    match error:
-        case ModelRefusedError():
-            return error.reason
-        case BrokerError():
-            return "broker"
-        case StoreError():
-            return "store"
-        case ModelcastError():
-            return "setup"
-        case OSError():
-            return "disk"
-        case _:
-            return "internal"
-
-
-def _is_lasting(error: Exception | None) -> bool:
-    """Whether only a person can mend it."""
-    return isinstance(error, ModelcastError) and not error.retriable
+                freed += slot.reap()
+            except ExceptionGroup as error:
+                LOGGER.error("%s", error, exc_info=error)
+        return freed
 
 
 def _call(callback: Callable[..., None], *what: object) -> None:

@@ -1,19 +1,23 @@
 """One model reference on one instance: its slot, what was refused, and what its status says.
 
-Only the control thread changes a line; every other thread reads values that are replaced whole, and takes leases.
+Only the reconciler changes a line; every other thread reads values that are replaced whole, and takes leases.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from modelcast.names import ModelRef, ModelVersion
 from modelcast.records import ModelState, ModelStatus, Refusal, Release
 
+from .budget import Budget, Holding, Place
+from .freshness import Stale
 from .lifecycle import LOAD_STEPS, State, VersionKey
-from .policy import NO_VERSION, RefusedVersion, View
+from .policy import MEMORY, NO_VERSION, RefusedVersion, View
 from .slot import Slot
+from .status import Activity
 
 if TYPE_CHECKING:
     from .binding import EventFields
@@ -23,6 +27,9 @@ if TYPE_CHECKING:
 MAX_STATUS_REFUSALS = 10
 # Refusals remembered so that they are not tried again: more versions than this were never in a history at once.
 MAX_REFUSED = 1000
+
+# The reason of a refusal that is not a version's: what is known of the model is older than it may be.
+STALE = "stale"
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,25 +50,59 @@ class Swapped:
 
 
 class Line:
-    """The state behind one subscription."""
+    """The state behind one subscription.
 
-    def __init__(self, ref: ModelRef, *, keep: int) -> None:
+    Attributes:
+        ready: Loaded and not live yet: for no longer than a turn.
+        loading: The version that is being loaded.
+        refused: Versions that were refused, oldest first.
+        stale: What is known of the model is older than it may be.
+        short: The version that found no room in memory, and why.
+        is_evicted: It was let go to make room for another model, and is loaded again once somebody asks for it.
+        is_asked: Somebody asks for it, and nothing is live.
+        is_settled: Nothing is live, and waiting alone will change nothing.
+        used_at_s: When somebody was last seen to use it.
+        mark: The highest release sequence ever seen.
+        fault: What keeps marks from being read.
+        is_caught_up: The registry was read to an end taken after this line was there.
+        turn: When a load was last begun, in turns of the reconciler.
+    """
+
+    def __init__(self, ref: ModelRef, *, keep: int, on_reapable: Callable[[], None] = lambda: None) -> None:
         self.ref = ref
-        self.slot = Slot(str(ref), keep=keep)
+        self.slot = Slot(str(ref), keep=keep, on_reapable=on_reapable)
         self.ready: Servable | None = None
+        self.loading: VersionKey | None = None
         self.fields: EventFields | None = None
         self.fields_generation = 0
         self.refused: dict[VersionKey, RefusedVersion] = {}
-        self.loading = False
+        self.stale: Stale | None = None
+        self.short: Refusal | None = None
+        self.is_evicted = False
+        self.is_asked = False
+        self.is_settled = False
+        self.used_at_s = 0.0
+        self.mark = 0
         self.fault: Exception | None = None
-        # The registry was read to an end taken after this line was there.
-        self.caught_up = False
-        # Nothing is live, and waiting alone will change nothing.
-        self.hopeless = False
+        self.is_caught_up = False
+        self.turn = 0
+        self.activity: Callable[[], Activity] | None = None
+        self._is_short_told = False
+        self._uses = 0
         self._load_ms: dict[VersionKey, float] = {}
         self._facts = ModelStatus(ref.model, ref.version, ModelState.WAITING)
 
-    def view(self, *, busy: bool, mark: int, now_s: float) -> View:
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing is live for want of memory, and asking may change that."""
+        return self.slot.live is None and (self.is_evicted or self.short is not None)
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether it must not serve what it knows."""
+        return self.stale is not None and self.stale.stop
+
+    def view(self, *, busy: bool, now_s: float, budget: Budget) -> View:
         """What the policy decides on."""
         return View(
             self.ref,
@@ -70,15 +111,34 @@ class Line:
             ready=None if self.ready is None else VersionKey.of(self.ready),
             busy=busy,
             refused=self.refused,
-            mark=mark,
+            mark=self.mark,
             fields=self.fields_generation,
             now_s=now_s,
+            budget=budget,
         )
+
+    def holdings(self, now_s: float) -> list[Holding]:
+        """The memory it takes."""
+        idle_s = max(0.0, now_s - self.used_at_s)
+        live, kept = self.slot.live, self.slot.kept_key
+        found = [] if live is None else [Holding(self.ref, Place.LIVE, live.memory_bytes, idle_s)]
+        if self.ready is not None:
+            found.append(Holding(self.ref, Place.READY, self.ready.memory_bytes, idle_s))
+        for key, servable in self.slot.loaded().items():
+            place = Place.KEPT if key == kept else Place.LEAVING
+            found.append(Holding(self.ref, place, servable.memory_bytes, idle_s))
+        return found
+
+    def look_at_uses(self, now_s: float) -> None:
+        """Notes whether somebody used it since the last look."""
+        uses = self.slot.uses
+        if uses != self._uses:
+            self._uses, self.used_at_s = uses, now_s
 
     def begin_load(self, key: VersionKey) -> None:
         """Notes that a version is to be loaded."""
         self.slot.move(key, State.ASPIRED)
-        self.loading = True
+        self.loading = key
 
     def advance_load(self, key: VersionKey, to: State) -> None:
         """Notes that a load came to one of `LOAD_STEPS`; those before it were taken, told or not."""
@@ -93,7 +153,7 @@ class Line:
         self.advance_load(key, LOAD_STEPS[-1])
         self.slot.move(key, State.READY)
         self.ready = servable
-        self.loading = False
+        self.loading = None
         held = {key, self.slot.live_key, *self.slot.loaded()}
         self._load_ms = {known: ms for known, ms in self._load_ms.items() if known in held} | {key: took_ms}
 
@@ -121,6 +181,8 @@ class Line:
         self.slot.swap(servable)
         if is_ready:
             self.ready = None
+        self.short = None
+        self.is_evicted = self.is_asked = self.is_settled = False
         return event
 
     def _forget_refusals(self, live: VersionKey, release: Release | None) -> None:
@@ -155,8 +217,8 @@ class Line:
         self.refused[key] = refusal
         while len(self.refused) > MAX_REFUSED:
             del self.refused[next(iter(self.refused))]
-        if self.slot.state(key) in (State.ASPIRED, *LOAD_STEPS):
-            self.loading = False
+        if self.loading == key:
+            self.loading = None
         # A version that is live or kept stays what it is: it may be refused as the next one all the same.
         if self.slot.state(key) in (None, State.UNLOADED, State.REFUSED):
             self.slot.move(key, State.ASPIRED)
@@ -164,15 +226,57 @@ class Line:
             self.slot.move(key, State.REFUSED)
         return known is None or (known.reason, known.message) != (refusal.reason, refusal.message)
 
+    def find_no_room(self, version: ModelVersion, message: str, now_ms: int) -> Refusal | None:
+        """Notes that a version finds no room in memory; the refusal, if that is to be told now."""
+        if self.short is None or self.short.version != version.version:
+            self.short = Refusal(version.version, MEMORY, message, now_ms)
+            self._is_short_told = False
+        if self._is_short_told or not self._is_missed:
+            return None
+        self._is_short_told = True
+        return self.short
+
+    @property
+    def _is_missed(self) -> bool:
+        """Whether want of memory is a refusal: where nothing is live and nobody asks, the model is just idle."""
+        return self.is_asked or self.slot.live is not None
+
     def refusals(self) -> tuple[Refusal, ...]:
         """The latest refusals, oldest first."""
-        latest = list(self.refused.values())[-MAX_STATUS_REFUSALS:]
-        return tuple(Refusal(entry.key.id.version, entry.reason, entry.message, entry.at_ms) for entry in latest)
+        latest = [
+            Refusal(entry.key.id.version, entry.reason, entry.message, entry.at_ms)
+            for entry in list(self.refused.values())[-MAX_STATUS_REFUSALS:]
+        ]
+        if self.short is not None and self._is_missed:
+            latest.append(self.short)
+        if self.stale is not None:
+            latest.append(self.staleness(self.stale))
+        return tuple(latest[-MAX_STATUS_REFUSALS:])
+
+    def staleness(self, stale: Stale) -> Refusal:
+        """What is told of a model that is known no better than it was."""
+        return Refusal(self._facts.live_version or self.ref.version or NO_VERSION, STALE, stale.message, stale.since_ms)
 
     def status(self) -> ModelStatus:
         """What the status topic says of this line."""
-        facts = self._facts
-        state = ModelState.LOADING if self.loading else ModelState.WAITING
+        facts, loading = self._facts, self.loading
+        state = ModelState.WAITING
         if facts.live_version is not None:
             state = ModelState.LIVE
-        return replace(facts, state=state, refusals=self.refusals())
+        elif loading is not None:
+            state = ModelState.LOADING
+        elif self.is_idle:
+            state = ModelState.IDLE
+        activity = self.activity() if self.activity is not None else Activity()
+        return replace(
+            facts,
+            state=state,
+            refusals=self.refusals(),
+            next_version=None if loading is None else loading.id.version,
+            next_state=None if loading is None else self.slot.state(loading),
+            events=activity.events,
+            events_per_s=activity.events_per_s,
+            lag=activity.lag,
+            dead_letters=activity.dead_letters,
+            stale=self.stale is not None,
+        )

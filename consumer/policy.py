@@ -4,7 +4,7 @@ Rules, first to last:
 - A model follows its champion: the release of the highest sequence. A pinned reference follows nothing.
 - A release that the trust policy does not admit counts for nothing, and is said to be refused.
 - A champion whose sequence is below the mark (the highest ever seen) was replayed: refused, and nothing older either.
-- A champion that names a withdrawn, unknown or untrusted version is refused.
+- A champion that names a withdrawn, unknown or untrusted version is refused; so is one that never fits into memory.
 - What was refused is tried again only when what the refusal rests on (`Basis`) changed, or its retry is due.
 - A refused champion leaves the live version alone. If nothing is live (a start, or memory was freed first), the release
   that a rollback would restore serves until the champion can.
@@ -27,6 +27,7 @@ from modelcast.names import ModelRef, ModelVersion
 from modelcast.records import Release, Withdrawn
 from modelcast.registry.image import ModelEntry, RegistryImage, VersionRecord
 
+from .budget import UNLIMITED, Budget
 from .lifecycle import VersionKey
 
 # Reasons of refusals decided here; all others are `ModelRefusedError.reason`.
@@ -34,6 +35,8 @@ REPLAYED = "replayed"
 UNKNOWN_VERSION = "unknown-version"
 WITHDRAWN = "withdrawn"
 UNTRUSTED = "untrusted"
+# A version that needs more than the whole memory budget, or more than what is left of it.
+MEMORY = "memory"
 # A version that was live, and then failed on whatever it was given.
 FAILED_LIVE = "failed-live"
 
@@ -93,6 +96,7 @@ class View:
         mark: The highest release sequence ever seen of the model in this repository.
         fields: Generation of what is known about the events' fields.
         now_s: The monotonic clock.
+        budget: What the instance may hold in memory.
     """
 
     ref: ModelRef
@@ -104,6 +108,7 @@ class View:
     mark: int = 0
     fields: int = 0
     now_s: float = 0.0
+    budget: Budget = UNLIMITED
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,7 +265,8 @@ def _fault(
         return UNTRUSTED, str(untrusted)
     if record is None:
         return UNKNOWN_VERSION, f"the registry holds no usable record of {key}"
-    return None
+    too_large = view.budget.too_large(record.manifest)
+    return (MEMORY, too_large) if too_large is not None else None
 
 
 def _lost(entry: ModelEntry, sequence: int, mark: int) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from modelcast import codec
 from modelcast.consumer.control import ControlPlane
+from modelcast.consumer.lifecycle import LOAD_STEPS, State
 from modelcast.consumer.policy import Preserve
 from modelcast.errors import BrokerError
 from modelcast.log import LogReader
@@ -59,6 +60,7 @@ class FakeServable:
         self.manifest = of
         self.id = ModelVersion(of.model, of.version)
         self.device = "cpu"
+        self.memory_bytes = of.size_bytes
         self.closed_by: int | None = None
 
     def close(self) -> None:
@@ -78,10 +80,14 @@ class ScriptedLoader:
         self.gate.set()
         self.entered = threading.Event()
 
-    def load(self, record: VersionRecord, fields: object) -> FakeServable:
+    def load(
+        self, record: VersionRecord, fields: object, on_state: Callable[[State], None] = lambda _: None
+    ) -> FakeServable:
         self.calls.append(record.manifest.version)
         self.fields.append(fields)
         self.entered.set()
+        for state in LOAD_STEPS:
+            on_state(state)
         assert self.gate.wait(DEADLINE_S)
         error = self.errors.get(record.manifest.version)
         if error is not None:
@@ -132,13 +138,18 @@ class Rig:
         """A version, released under `sequence` (its number, if not given)."""
         self.put(manifest(version), release(sequence or version, version))
 
+    def step(self) -> None:
+        """What both threads do in one turn."""
+        self.plane._follower.turn(0.0)
+        self.plane.step()
+
     def settle(self) -> None:
         deadline = time.monotonic() + DEADLINE_S
         quiet = 0
         while quiet < 3:
             assert time.monotonic() < deadline
             before = (len(self.loader.calls), self.generations())
-            self.plane.step()
+            self.step()
             busy = self.plane._worker.job is not None
             if busy:
                 time.sleep(0.001)

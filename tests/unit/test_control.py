@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from modelcast.consumer import control, following
+from modelcast.consumer import control, following, reconciler
 from modelcast.consumer.binding import EventFields
 from modelcast.errors import (
     BindingError,
@@ -70,7 +70,7 @@ class TestFollowing:
         writer.send(TOPICS.registry, key=b"version/churn/1", value=b"", partition=0)
         started = rig.now_s
         rig.plane._follower._clock = iter([started, started, *[started + 1000.0] * 50]).__next__
-        rig.plane.step()
+        rig.step()
         assert (rig.plane.image, rig.loader.calls) == (None, [])
 
     def test_a_pin_and_the_champion_live_side_by_side(self, tmp_path: Path) -> None:
@@ -87,11 +87,11 @@ class TestFollowing:
         rig.loader.gate.clear()
         rig.loader.entered.clear()
         rig.publish(2)
-        rig.plane.step()
+        rig.step()
         assert rig.loader.entered.wait(DEADLINE_S)
         for version in range(3, 501):
             rig.publish(version)
-            rig.plane.step()
+            rig.step()
         assert rig.loader.calls == [1, 2]
         rig.loader.gate.set()
         rig.settle()
@@ -105,9 +105,9 @@ class TestFollowing:
         rig.settle()
         rig.loader.gate.clear()
         rig.publish(2)
-        rig.plane.step()
+        rig.step()
         rig.put(release(3, 1, restores=1))
-        rig.plane.step()
+        rig.step()
         rig.loader.gate.set()
         rig.settle()
         assert [swap.version for swap in swaps] == [1]
@@ -133,13 +133,13 @@ class TestFollowing:
     def test_a_large_kept_version_makes_room_before_the_next_load(
         self, rig: Rig, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(control, "KEEP_BESIDE_LOAD_BYTES", 1)
+        monkeypatch.setattr(reconciler, "KEEP_BESIDE_LOAD_BYTES", 1)
         for version in (1, 2):
             rig.publish(version)
             rig.settle()
         rig.loader.gate.clear()
         rig.publish(3)
-        rig.plane.step()
+        rig.step()
         assert rig.loader.made[0].closed_by is not None
         rig.loader.gate.set()
         rig.settle()
@@ -279,11 +279,11 @@ class TestResourcePreserving:
         rig.loader.gate.clear()
         rig.publish(2)
         with rig.plane.slot(FRAUD).lease():
-            rig.plane.step()
-            rig.plane.step()
+            rig.step()
+            rig.step()
             assert rig.loader.calls == [1]
-        rig.plane.step()
-        rig.plane.step()
+        rig.step()
+        rig.step()
         assert rig.loader.made[0].closed_by is not None
         rig.loader.gate.set()
         rig.settle()
@@ -391,10 +391,10 @@ class TestRegistryTrouble:
         rig.init()
         rig.publish(1)
         rig.log.down = True
-        rig.plane.step()
+        rig.step()
         assert isinstance(rig.plane.fault, BrokerError)
         rig.log.down = False
-        rig.plane.step()
+        rig.step()
         assert rig.plane.image is None  # not yet: a pause lies between
         rig.now_s += 1
         rig.settle()
@@ -442,11 +442,11 @@ class TestStatus:
     def test_heartbeats_go_on_while_a_load_lasts(self, rig: Rig) -> None:
         rig.publish(1)
         rig.loader.gate.clear()
-        rig.plane.step()
+        rig.step()
         sent = len(rig.statuses())
         for _ in range(3):
             rig.now_s += 6
-            rig.plane.step()
+            rig.step()
         assert len(rig.statuses()) == sent + 3
         assert rig.statuses()[-1].models[0].state is ModelState.LOADING
         rig.loader.gate.set()
@@ -558,14 +558,14 @@ class TestWaiting:
     def test_a_defect_is_survived(self, plane: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
         plane.init()
         plane.plane.start()
-        decide, failures = control.decide, iter([True, True])
+        decide, failures = reconciler.decide, iter([True, True])
 
         def fail_twice(*arguments: object) -> object:
             if next(failures, False):
                 raise RuntimeError("a defect")
             return decide(*arguments)
 
-        monkeypatch.setattr(control, "decide", fail_twice)
+        monkeypatch.setattr(reconciler, "decide", fail_twice)
         plane.publish(1)
         assert plane.plane.wait_live(FRAUD, DEADLINE_S).live is not None
 

@@ -1,0 +1,37 @@
+"""Why nothing is live yet, for whoever waited in vain. Pure."""
+
+from __future__ import annotations
+
+from modelcast.errors import BrokerError, LoadError, ModelcastError, NotFoundError
+from modelcast.registry.image import RegistryImage
+
+from .line import Line
+
+
+def is_lasting(fault: Exception | None) -> bool:
+    """Whether only a person can mend it."""
+    return isinstance(fault, ModelcastError) and not fault.retriable
+
+
+def explain(line: Line, image: RegistryImage | None, fault: Exception | None, waited_s: float) -> ModelcastError:
+    """The error that says why no version is live.
+
+    Args:
+        image: The registry as far as it is known.
+        fault: What keeps it from being followed.
+        waited_s: For how long somebody waited.
+    """
+    fault = line.fault or (fault if image is None else None)
+    if isinstance(fault, ModelcastError):
+        return type(fault)(fault.message, hint=fault.hint)
+    if image is None:
+        return BrokerError(f"the registry was not read in {waited_s:g} s" + (f": {fault}" if fault else ""))
+    refusals = line.refusals()
+    if refusals:
+        words = "; ".join(f"version {entry.version} ({entry.reason}): {entry.message}" for entry in refusals)
+        return LoadError(f"no version of {str(line.ref)!r} could go live here: {words}")
+    try:
+        image.resolve(line.ref)
+    except NotFoundError as error:
+        return error
+    return LoadError(f"{line.ref} was not loaded in {waited_s:g} s", hint="Allow more time: wait_live(…)")
