@@ -24,6 +24,7 @@ ONE_PLACE = {
     "cryptography": ("modelcast/trust/keys.py",),
     "lightgbm": ("publisher/convert/",),
     "onnxmltools": ("publisher/convert/",),
+    "pytest": ("modelcast/testing/fixtures.py",),
     "skl2onnx": ("publisher/convert/", "modelcast/demo/"),
     "tomlkit": ("modelcast/trust/writing.py",),
     "torch": ("publisher/convert/",),
