@@ -236,7 +236,7 @@ class Cache:
         unsure: list[tuple[FileEntry, Path, Seal]] = []
         with explained(self.root):
             self._make_folders()
-            folder = self._presence.folder / f"{next(self._numbers)}.{note.key if note else ''}"
+            folder = self._presence.folder / f"{next(self._numbers)}.{note.key if note else ''}"  # as `key_of` reads
             folder.mkdir(mode=0o700)
             self._held[folder] = tuple((entry.digest, self._path(entry)) for entry in files)
             try:
@@ -266,6 +266,8 @@ class Cache:
         """Removes a view; what it held stays in the cache."""
         with self._seals.unlinking(self._held.pop(view, ())):
             shutil.rmtree(view, ignore_errors=True)
+        if key := key_of(view.name):
+            self._notes.touch(key)
 
     def trim(self) -> None:
         """Removes unused files, the longest unused first, until the rest fits the limit."""
@@ -371,6 +373,11 @@ def blobs_folder(root: Path) -> Path:
 
 def views_folder(root: Path) -> Path:
     return root / "views"
+
+
+def key_of(view: str) -> str:
+    """Which version a view is of, as its note is called; empty if that is not known."""
+    return view.partition(".")[2]
 
 
 def notes_folder(root: Path) -> Path:

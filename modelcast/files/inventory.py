@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Final
 
 from modelcast.errors import CacheError
-from modelcast.files.cache import STAGED, blobs_folder, notes_folder, views_folder
+from modelcast.files.cache import STAGED, blobs_folder, key_of, notes_folder, views_folder
 from modelcast.files.limit import limit_bytes
 from modelcast.files.notes import Note, Notes
 from modelcast.files.presence import living
@@ -37,7 +37,7 @@ class CachedVersion:
         cached_bytes: Of those that are here.
         files: How many it has.
         cached_files: How many of them are here.
-        used_ms: When a process last took or let go of one of them.
+        used_ms: When a process last loaded it or let go of it.
         processes: Ids of the processes that have it loaded.
     """
 
@@ -84,7 +84,6 @@ class Inventory:
 @dataclass(frozen=True, slots=True)
 class _Found:
     size: int
-    used_ms: int
     is_used: bool
 
 
@@ -105,15 +104,15 @@ def take_inventory(root: Path) -> Inventory:
                 if held.name.endswith(_FETCH):
                     fetching.add(pid)
                 else:
-                    users[held.name.partition(".")[2]].add(pid)
+                    users[key_of(held.name)].add(pid)
         notes = list(Notes(notes_folder(root)).all())
     except OSError as error:
         raise CacheError(
             f"the model cache {root} can't be read: {error.strerror or error}",
             hint="It belongs to the user who runs the models: look as that user.",
         ) from error
-    versions = [_version(note, blobs, users[note.key]) for note in notes]
-    named = {entry.digest for note in notes for entry in note.files}
+    versions = [_version(note, used_ms, blobs, users[note.key]) for note, used_ms in notes]
+    named = {entry.digest for note, _ in notes for entry in note.files}
     return Inventory(
         root=root,
         limit_bytes=limit,
@@ -139,12 +138,11 @@ def _blobs(root: Path) -> dict[str, _Found]:
             except FileNotFoundError:  # removed between the two looks
                 continue
             if stat.S_ISREG(status.st_mode) and not entry.name.endswith(STAGED):
-                used_ms = status.st_mtime_ns // 1_000_000
-                found[f"sha256:{entry.name}"] = _Found(status.st_size, used_ms, status.st_nlink > 1)
+                found[f"sha256:{entry.name}"] = _Found(status.st_size, status.st_nlink > 1)
     return found
 
 
-def _version(note: Note, blobs: dict[str, _Found], users: set[int]) -> CachedVersion:
+def _version(note: Note, used_ms: int, blobs: dict[str, _Found], users: set[int]) -> CachedVersion:
     here = [blobs[entry.digest] for entry in note.files if entry.digest in blobs]
     return CachedVersion(
         repository=note.repository,
@@ -153,6 +151,6 @@ def _version(note: Note, blobs: dict[str, _Found], users: set[int]) -> CachedVer
         cached_bytes=sum(blob.size for blob in here),
         files=len(note.files),
         cached_files=len(here),
-        used_ms=max((blob.used_ms for blob in here), default=0),
+        used_ms=used_ms,
         processes=tuple(sorted(users)),
     )

@@ -1,7 +1,8 @@
 """`Notes`: which versions the files of a cache belong to, for people who look at it.
 
-One small file a version, `<folder>/<key>.json`. Nothing that is loaded rests on them: the manifest says what a version
-holds, and the digest what a file is. A note that is lost, damaged or could not be written costs a line of a table.
+One small file a version, `<folder>/<key>.json`; its mtime says when the version was used last. Nothing that is loaded
+rests on them: the manifest says what a version holds, and the digest what a file is. A note that is lost, damaged or
+could not be written costs a line of a table.
 """
 
 from __future__ import annotations
@@ -60,16 +61,22 @@ class Notes:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
 
-    def all(self) -> Iterator[Note]:
-        """Every note that can be read."""
+    def touch(self, key: str) -> None:
+        """Says that a version is used now."""
+        with contextlib.suppress(OSError):
+            os.utime(self._folder / f"{key}{_SUFFIX}")
+
+    def all(self) -> Iterator[tuple[Note, int]]:
+        """Every note that can be read, and when its version was used last, in milliseconds since 1970."""
         for path in sorted(self._folder.glob(f"*{_SUFFIX}")):
             with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-                if path.stat().st_size <= _MAX_NOTE_BYTES:
-                    yield _from_json(json.loads(path.read_text(encoding="utf-8")))
+                status = path.stat()
+                if status.st_size <= _MAX_NOTE_BYTES:
+                    yield _from_json(json.loads(path.read_text(encoding="utf-8"))), status.st_mtime_ns // 1_000_000
 
     def keep_only(self, digests: Collection[str]) -> None:
         """Forgets versions of whose files none is left, and what a killed process left half written."""
-        kept = {f"{n.key}{_SUFFIX}" for n in self.all() if any(entry.digest in digests for entry in n.files)}
+        kept = {f"{n.key}{_SUFFIX}" for n, _ in self.all() if any(entry.digest in digests for entry in n.files)}
         for path in self._folder.glob("*"):
             if path.name not in kept:
                 with contextlib.suppress(OSError):
