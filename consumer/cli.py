@@ -11,6 +11,7 @@ from typing import Annotated, Any, Self
 import typer
 from rich.markup import escape
 
+from modelcast.cli.durations import seconds
 from modelcast.cli.options import CommandContext, connected
 from modelcast.cli.output import Output
 from modelcast.trust.options import PolicyOption
@@ -81,6 +82,18 @@ def score(
         ),
     ] = None,
     trust_policy: PolicyOption = None,
+    max_stale: Annotated[
+        str | None,
+        typer.Option(
+            "--max-stale",
+            metavar="TIME",
+            help="How long the registry may be out of reach, e.g. 30m, 24h. Default: as long as it takes.",
+            show_default=False,
+        ),
+    ] = None,
+    when_stale: Annotated[
+        str, typer.Option("--when-stale", metavar="keep|stop", help="After --max-stale: score on, or let events wait.")
+    ] = "keep",
     until_end: Annotated[
         bool, typer.Option("--until-end", help="Score what the topic holds now, then end.", show_default=False)
     ] = False,
@@ -101,6 +114,8 @@ def score(
             stores=store_allowed,
             trust_policy=trust_policy,
             until_end=until_end,
+            max_stale_s=None if max_stale is None else seconds(max_stale, "--max-stale"),
+            when_stale=when_stale,
             connection=context.connection,
             report=_printer(context.output),
         )

@@ -67,6 +67,13 @@ class Freshness:
                 hint="Allow some time, e.g. 3600; without a limit what is live stays however long Kafka is away.",
             )
 
+    @classmethod
+    def of(cls, max_stale_s: float | None, when_stale: str) -> Freshness:
+        """From an application's options. Raises UsageError."""
+        if when_stale not in list(WhenStale):
+            raise UsageError(f"when_stale can't be {when_stale!r}", hint="Use keep or stop.")
+        return cls(max_stale_s, WhenStale(when_stale))
+
     def verdict(
         self, image: RegistryImage | None, ref: ModelRef, admission: Admission, *, now_ms: int, stale_s: float
     ) -> Stale | None:

@@ -139,7 +139,8 @@ class Observer:
 
     def _wait(self, reason: str | None) -> None:
         if reason == NO_VERSION:
-            reason = self._why_no_version()
+            stale = self._plane.stale(self._ref)
+            reason = f"{NO_VERSION}: {stale.message}" if stale is not None and stale.stop else self._why_no_version()
         if reason != self._waiting and reason is not None:
             self._report(Waiting(reason))
         self._waiting = reason

@@ -28,12 +28,14 @@ from modelcast.group import GroupLog
 from modelcast.names import ModelRef
 from modelcast.registry.reader import RegistryReader
 from modelcast.registry.repository import CATCH_UP_TIMEOUT_S, check_topics
+from modelcast.trust.policy import WhenStale
 from modelcast.trust.watch import watch_policy
 
 from .commit import Committer, Destination, FlushingCommitter, TransactionalCommitter
 from .control import ControlPlane
 from .dead_letters import DeadLetterBuilder
 from .end import EndOfTopic
+from .freshness import Freshness
 from .instance import Instance, claim_instance
 from .lag import LagMeter
 from .loader import Loader
@@ -76,6 +78,10 @@ class Scorer:
         guarantee: `exactly-once` or `at-least-once`.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         until_end: End once the group has scored what the topic held when this scorer started.
+        max_stale_s: For how long the registry may be out of reach before what is known of the model counts as stale;
+            None for as long as it takes.
+        when_stale: What happens then: `keep` scores on and says so, `stop` lets events wait until the registry is
+            followed again.
         bootstrap_servers: `host:port[,…]`; by default `MODELCAST_BOOTSTRAP_SERVERS`, the properties file, or the
             running dev broker.
         prefix: The repository's topic prefix.
@@ -91,7 +97,7 @@ class Scorer:
         report: Told what happens (`consumer.reports`), on the thread of `run`.
 
     Raises:
-        UsageError: The model's name, the guarantee or the device can't be.
+        UsageError: The model's name, the guarantee, the device, `max_stale_s` or `when_stale` can't be.
         MissingExtraError: No ONNX Runtime is installed, or none that has the device.
         ConfigError: A setting or the trust policy is wrong.
         BrokerError: No broker is named anywhere.
@@ -109,6 +115,8 @@ class Scorer:
         guarantee: str = Guarantee.EXACTLY_ONCE,
         device: str = "auto",
         until_end: bool = False,
+        max_stale_s: float | None = None,
+        when_stale: str = WhenStale.KEEP,
         bootstrap_servers: str | None = None,
         prefix: str | None = None,
         properties: Mapping[str, str] | None = None,
@@ -130,6 +138,7 @@ class Scorer:
         if guarantee not in list(Guarantee):
             raise UsageError(f"there is no guarantee {guarantee!r}", hint="Use exactly-once or at-least-once.")
         self._guarantee = Guarantee(guarantee)
+        self._freshness = Freshness.of(max_stale_s, when_stale)
         self._runtime = runtime.versions()
         runtime.check_device(device)
         self._device = device
@@ -229,6 +238,7 @@ class Scorer:
         observer = self._observer = Observer(
             self._ref, plane, committer, EventFieldsSource(log, self._to.events, schemas), self._report
         )
+        plane.set_activity(self._ref, observer.activity)
         observer.sample()
         plane.start()
         if self._until_end:
@@ -300,6 +310,7 @@ class Scorer:
             instance=f"{self._group}/{instance}",
             device=self._device,
             runtime=self._runtime,
+            freshness=self._freshness,
             trust=self._trust,
         )
         stack.callback(plane.close)

@@ -71,6 +71,11 @@ class TestUnreachable:
         with pytest.raises(UsageError):
             Freshness(limit)
 
+    def test_an_application_says_it_in_words(self) -> None:
+        assert Freshness.of(60.0, "stop") == Freshness(60.0, WhenStale.STOP)
+        with pytest.raises(UsageError, match="'panic'"):
+            Freshness.of(None, "panic")
+
 
 class TestFrozen:
     @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+from typing import Any
 
 import onnxruntime
 import pytest
@@ -68,6 +69,12 @@ def test_a_device_the_runtime_can_never_use_is_refused_at_once(device: str) -> N
 def test_a_device_nobody_knows_is_a_usage_error(device: str) -> None:
     with pytest.raises(UsageError, match=f"{device!r} is not known"):
         Scorer("fraud", "events", "scores", device=device, bootstrap_servers="127.0.0.1:1")
+
+
+@pytest.mark.parametrize("options", [{"max_stale_s": 0}, {"when_stale": "panic"}])
+def test_what_may_be_stale_for_no_time_or_then_does_nobody_knows_what_is_a_usage_error(options: dict[str, Any]) -> None:
+    with pytest.raises(UsageError):
+        Scorer("fraud", "events", "scores", bootstrap_servers="127.0.0.1:1", **options)
 
 
 @pytest.mark.parametrize("name", ["registry", "schemas", "blobs", "status"])
