@@ -40,6 +40,7 @@ from .life import Life
 from .line import Swapped
 from .loader import Loader
 from .model import DEFAULT_TIMEOUT_S, Host, Model, Prediction
+from .snapshot import SnapshotStore
 
 __all__ = ["DEFAULT_TIMEOUT_S", "Model", "ModelClient", "Prediction"]
 
@@ -134,6 +135,9 @@ class ModelClient:
             device=device,
             runtime=versions,
             keep=keep,
+            snapshots=SnapshotStore.of(self._connection, cache_dir)
+            if isinstance(self._connection, Connection)
+            else None,
             trust=trust,
         )
         self._plane.on_swap(self._hooks.swapped)

@@ -46,14 +46,16 @@ PROBE_S: Final = 5.0
 # Records of another repository may mean that the topic was made anew; whoever writes such records on purpose makes us
 # read the registry again no more often than this.
 REREAD_S: Final = 30.0
-# After how long without an image a snapshot stands in. A broker that is there answers in a tenth of it, and a model is
-# to be live two seconds after a start without one.
-STALE_START_S: Final = 1.0
+# After how long without an image a snapshot stands in. A broker that is there mostly answers in a tenth of a second; a
+# model is to be live two seconds after a start without one.
+STALE_START_S: Final = 0.75
 # A broker that came back is found no later than this.
 MAX_REOPEN_S: Final = 5.0
 # A record ends the wait at once; this is how soon `close` and `ask_end` are noticed.
 POLL_WAIT_S: Final = 0.1
 CLOSE_TIMEOUT_S: Final = 2.0
+# Models named in one line of a log.
+MAX_NAMED: Final = 10
 _REGISTRY_PARTITION: Final = 0
 
 
@@ -84,7 +86,6 @@ class RegistryFollower:
         snapshots: Where what is known is kept for a start without Kafka; None for whoever may not start so.
         refs: What is subscribed to: their models' records are kept there.
         on_change: Called on a thread of the follower's after a new image, a fault and its end.
-        pause: Waits at most so many seconds; by default until `close`.
     """
 
     def __init__(
@@ -98,7 +99,6 @@ class RegistryFollower:
         snapshots: SnapshotStore | None = None,
         refs: Callable[[], Collection[ModelRef]] = tuple,
         on_change: Callable[[], object] = lambda: None,
-        pause: Callable[[float], object] | None = None,
     ) -> None:
         self._trust = trust
         self._admission = trust.admission
@@ -109,7 +109,6 @@ class RegistryFollower:
         self._keeper = None if snapshots is None else Keeper(snapshots, refs)
         self._on_change = on_change
         self._stop = threading.Event()
-        self._pause = pause or self._stop.wait
         self._thread: threading.Thread | None = None
         self._lock = threading.Lock()  # of `_known` and `_asked`, which two threads write
         self._known: Known | None = None
@@ -197,27 +196,17 @@ class RegistryFollower:
 
     # -- the registry's thread
 
-    def turn(self, wait_s: float, *, to_end: bool = False) -> bool:
-        """Takes what has arrived, waiting at most `wait_s` for it, or reads to the end if that was asked for.
-
-        Args:
-            to_end: Ask for it.
-
-        Returns:
-            Whether the registry was read to its end in this turn.
-        """
-        if to_end:
-            self.ask_end()
-        before = self._read
+    def turn(self, wait_s: float) -> None:
+        """Takes what has arrived, waiting at most `wait_s` for it, or reads to the end if that was asked for."""
         try:
             now = self._clock()
             self._look_at_policy(now)
             if self._reader is None:
                 if now < self._reopen_at_s:
-                    self._pause(min(wait_s, self._reopen_at_s - now))
-                    return False
-                self._open()
-                return True
+                    self._stop.wait(min(wait_s, self._reopen_at_s - now))
+                else:
+                    self._open()
+                return
             asked = self._asked
             if asked > self._read:
                 self._take(self._reader.catch_up(CATCH_UP_TIMEOUT_S), read=asked)
@@ -227,8 +216,6 @@ class RegistryFollower:
             self._search()
         except Exception as error:  # whatever it is, the live versions stay and the next turn tries again
             self._lose(error)
-            return False
-        return self._read > before
 
     def _run(self) -> None:
         while not self._stop.is_set():
@@ -333,12 +320,12 @@ class RegistryFollower:
             self._on_change()
 
     def _unhealthy(self, error: Exception) -> None:
-        self._fault = error
         if self._stale_since_s is None:
             self._stale_since_s = self._clock()
             LOGGER.warning("the registry can't be followed, what is live stays: %s", error)
         if self._known is None:
             self._stand_in()
+        self._fault = error  # only now: whoever waits for a model gives up where there is a fault and no image
         self._on_change()
 
     def _lose(self, error: Exception) -> None:
@@ -381,11 +368,10 @@ class RegistryFollower:
             self._is_known.set()
         _complain(image, ())
         LOGGER.warning(
-            "the registry can't be read: what this host knew of %d models at %s stands in for it until it can, and "
-            "nothing newer is known (%s)",
-            len(image.models),
-            _time(min(read_ms.values(), default=now_ms)),
-            self._fault or f"no answer within {STALE_START_S:g} s",
+            "the registry can't be read: what this host knew of %s at %s stands in for it until it can, and nothing "
+            "newer is known",
+            _named(image.models),
+            _time(min(read_ms.values())),
         )
 
 
@@ -397,6 +383,11 @@ def _complain(image: RegistryImage, known: Collection[RecordFault]) -> list[Reco
             "registry record at offset %d (%s) counts for nothing: %s", fault.offset, fault.key, fault.message
         )
     return fresh
+
+
+def _named(models: Collection[str]) -> str:
+    first = sorted(models)[:MAX_NAMED]
+    return ", ".join(first) + (f" and {len(models) - len(first)} others" if len(models) > len(first) else "")
 
 
 def _time(ms: int) -> str:
