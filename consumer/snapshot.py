@@ -35,7 +35,8 @@ from modelcast.folders import cache_folder
 from modelcast.log import LogRecord
 from modelcast.names import check_model_name
 from modelcast.records import FORMAT_VERSION, Manifest, Release, RepositoryIdentity, Withdrawn
-from modelcast.registry.image import ModelEntry, RegistryDelta, RegistryImage, VersionRecord
+from modelcast.registry.delta import RegistryDelta
+from modelcast.registry.image import ModelEntry, RegistryImage, VersionRecord
 from modelcast.topics import REPOSITORY_KEY, RegistryKey
 from modelcast.trust.admission import Admission
 

@@ -13,7 +13,8 @@ from modelcast.errors import ModelNotFoundError, VersionNotFoundError
 from modelcast.log import LogRecord
 from modelcast.names import ModelRef
 from modelcast.records import ChunkHint, Release, Withdrawn
-from modelcast.registry.image import RegistryDelta, RegistryImage, VersionRecord
+from modelcast.registry.delta import RegistryDelta
+from modelcast.registry.image import RegistryImage, VersionRecord
 
 from .registry_records import REPOSITORY, key_of, manifest, records, release, withdrawn
 

@@ -22,7 +22,8 @@ from modelcast.errors import CacheError
 from modelcast.log import LogRecord
 from modelcast.names import ModelRef
 from modelcast.records import FORMAT_VERSION, Release
-from modelcast.registry.image import RegistryDelta, RegistryImage
+from modelcast.registry.delta import RegistryDelta
+from modelcast.registry.image import RegistryImage
 from modelcast.trust.admission import EVERYTHING
 
 from .registry_records import REPOSITORY, manifest, records, release, withdrawn

@@ -13,7 +13,8 @@ from modelcast.errors import ModelNotFoundError, RepositoryNotFoundError, Versio
 from modelcast.log import TopicSpec
 from modelcast.names import ModelRef, ModelVersion
 from modelcast.records import ChunkHint, Envelope, RepositoryIdentity
-from modelcast.registry.image import MAX_AHEAD, MAX_FAULTS, MAX_UNTRUSTED, RegistryImage, VersionRecord
+from modelcast.registry.delta import MAX_AHEAD, MAX_FAULTS, MAX_UNTRUSTED
+from modelcast.registry.image import RegistryImage, VersionRecord
 from modelcast.registry.reader import RegistryReader
 from modelcast.testing.memory import MemoryLog
 from modelcast.topics import RegistryKey, Topics

@@ -11,7 +11,8 @@ from securesystemslib.signer import CryptoSigner
 from modelcast import codec
 from modelcast.log import LogRecord
 from modelcast.records import ChunkHint, Envelope, EnvelopeSignature
-from modelcast.registry.image import RegistryDelta, RegistryImage
+from modelcast.registry.delta import RegistryDelta
+from modelcast.registry.image import RegistryImage
 from modelcast.trust.admission import EVERYTHING, Admission, PolicyAdmission
 from modelcast.trust.keys import SigningKey
 from modelcast.trust.policy import TrustPolicy, parse_policy
