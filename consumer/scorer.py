@@ -213,7 +213,8 @@ class Scorer:
 
     def _check_model(self, log: GroupLog) -> None:
         """Nothing is made for a model or version that was never there; a first publication is waited for a while."""
-        with closing(RegistryReader(log, self._connection.topics, admission=self._trust.admission)) as reader:
+        topics, wanted = self._connection.topics, {self._ref.model}.__contains__
+        with closing(RegistryReader(log, topics, admission=self._trust.admission, wanted=wanted)) as reader:
             image = reader.catch_up(CATCH_UP_TIMEOUT_S)
             if self._ref.model not in image.models and not self._until_end:
                 self._report(

@@ -256,7 +256,7 @@ class Holder:
         """
         error: ModelcastError | None = None
         idle, reached = 0, progress()
-        reader = self.open_reader()  # one for all attempts: the later ones read only what came meanwhile
+        reader = self.open_reader(model)  # one for all attempts: the later ones read only what came meanwhile
         try:
             for _ in range(MAX_ATTEMPTS_IN_ALL):
                 try:
@@ -307,15 +307,15 @@ class Holder:
 
     def view(self, model: str) -> ModelView:
         """The registry as it is now; takes no id and fences nobody. Raises BrokerError, RepositoryNotFoundError."""
-        reader = self.open_reader()
+        reader = self.open_reader(model)
         try:
             return ModelView(model, reader.catch_up(CATCH_UP_TIMEOUT_S))
         finally:
             reader.close()
 
-    def open_reader(self) -> RegistryReader:
-        """A reader of the registry, from its beginning; the caller closes it."""
-        return RegistryReader(self.log, self.topics, admission=self.admission)
+    def open_reader(self, model: str) -> RegistryReader:
+        """A reader of what the registry says of a model, from its beginning; the caller closes it."""
+        return RegistryReader(self.log, self.topics, admission=self.admission, wanted={model}.__contains__)
 
 
 def check_admitted(model: str, verdict: Verdict) -> None:

@@ -130,7 +130,7 @@ def pull_version(
     directory = Path(os.path.abspath(directory.expanduser()))  # noqa: PTH100  a link stays the place that was named
     _check_place(directory, force=force)
     check_topics(log, topics)
-    reader = RegistryReader(log, topics, admission=admission)
+    reader = RegistryReader(log, topics, admission=admission, wanted={ref.model}.__contains__)
     try:
         record = reader.catch_up(CATCH_UP_TIMEOUT_S).resolve(ref)
     finally:

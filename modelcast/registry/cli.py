@@ -27,13 +27,16 @@ ModelArgument = Annotated[str, typer.Argument(metavar="NAME", help="The model.")
 
 
 @contextmanager
-def current_image(context: CommandContext, trust_policy: Path | None) -> Iterator[RegistryImage]:
-    """The registry as it is now, for whoever has this policy."""
+def current_image(
+    context: CommandContext, trust_policy: Path | None, *, model: str | None = None
+) -> Iterator[RegistryImage]:
+    """The registry as it is now, for whoever has this policy; of one model where it is named."""
+    wanted = None if model is None else {model}.__contains__
     admission = reading_admission(trust_policy)
     connection = context.connection
     with connection.open_log() as log:
         check_topics(log, connection.topics)
-        reader = RegistryReader(log, connection.topics, admission=admission)
+        reader = RegistryReader(log, connection.topics, admission=admission, wanted=wanted)
         try:
             yield reader.catch_up(CATCH_UP_TIMEOUT_S)
         finally:
@@ -102,7 +105,7 @@ def show(
 def history(context: CommandContext, name: ModelArgument, trust_policy: PolicyOption = None) -> None:
     """Show every version and release of a model, newest first; under a trust policy, what it admits."""
     check_model_name(name)
-    with current_image(context, trust_policy) as image:
+    with current_image(context, trust_policy, model=name) as image:
         entry = image.model(name)
     for record in image.untrusted(name):
         context.output.warn(f"left out: {record}")

@@ -91,10 +91,10 @@ def look_up(log: Log, topics: Topics, ref: ModelRef, admission: Admission) -> Sh
     """
     check_topics(log, topics)
     strict = admission.strictly()
-    image = believed = _read(log, topics, strict)
+    image = believed = _read(log, topics, strict, ref)
     for wider in (admission, EVERYTHING):
         if wider is not strict and not _resolves(image, ref):
-            image = _read(log, topics, wider)
+            image = _read(log, topics, wider, ref)
     refused = believed.untrusted_release(believed.models.get(ref.model) or ModelEntry(ref.model))
     entry = image.model(ref.model)
     if ref.version is None and entry.champion is None:
@@ -109,8 +109,9 @@ def look_up(log: Log, topics: Topics, ref: ModelRef, admission: Admission) -> Sh
     return Shown(manifest, version, (champion, _trusted(log, topics, key, champion, strict)), refused, pending)
 
 
-def _read(log: Log, topics: Topics, admission: Admission) -> RegistryImage:
-    with closing(RegistryReader(log, topics, admission=admission)) as reader:
+def _read(log: Log, topics: Topics, admission: Admission, ref: ModelRef) -> RegistryImage:
+    wanted = {ref.model}.__contains__
+    with closing(RegistryReader(log, topics, admission=admission, wanted=wanted)) as reader:
         return reader.catch_up(CATCH_UP_TIMEOUT_S)
 
 
