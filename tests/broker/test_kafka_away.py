@@ -1,20 +1,33 @@
-"""A broker that freezes, dies and comes back, as writers and readers see it."""
+"""A broker that freezes, dies and comes back, as writers, readers and applications see it."""
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 import time
-from collections.abc import Iterator
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
 
 import pytest
 
+from modelcast.consumer import ModelClient
 from modelcast.dev.broker import LocalBroker
 from modelcast.errors import BrokerError, OutcomeUnknownError
 from modelcast.kafka import KafkaLog, transaction
 from modelcast.log import BEGINNING
+from modelcast.publisher.session import RegistryWriter
+from modelcast.registry.repository import init
+from modelcast.topics import Topics
 from tests.log_contract import DEADLINE_S, fresh, put, read_to, read_until, settled_ends, values
+from tests.unit.linear_model import linear_model
 
 TIMEOUT_MS = 10_000
+# What the project promises of an application that starts while Kafka is away, its model being in the cache.
+LIVE_WITHIN_S = 2.0
+MAX_STARTS = 3
 
 
 @pytest.fixture
@@ -100,3 +113,49 @@ def test_the_wrong_security_protocol_names_the_settings_to_check(own_broker: Loc
         wrong.topics()
     assert raised.value.hint is not None
     assert "security.protocol" in raised.value.hint
+
+
+def test_an_application_starts_from_its_cache_while_the_broker_is_away_and_follows_again_when_it_is_back(
+    own_broker: LocalBroker, prefix: str, log: KafkaLog, tmp_path: Path
+) -> None:
+    init(log, Topics(prefix), blob_partitions=2)
+    writer = RegistryWriter(log, Topics(prefix))
+    writer.publish("fraud", linear_model(tmp_path / "one", 100.0), release=True)
+    folders = {"cache_dir": tmp_path / "cache", "state_dir": tmp_path / "state"}
+    with ModelClient(own_broker.bootstrap_servers, prefix=prefix, models=["fraud"], **folders) as client:
+        client.wait_live(["fraud"])
+    own_broker.kill()
+    starts = 0
+    while True:  # other processes may take the processors from one start
+        starts += 1
+        with _starting(own_broker, prefix, tmp_path) as (told, await_more):
+            print(f"\nlive {told['took_s']:.2f} s after its start with no broker")
+            assert (told["version"], told["scores"]) == (1, [111.0])
+            assert told["stale_s"] > 0
+            if told["took_s"] > LIVE_WITHIN_S and starts < MAX_STARTS:
+                continue
+            assert told["took_s"] <= LIVE_WITHIN_S
+            own_broker.restart()
+            writer.publish("fraud", linear_model(tmp_path / "two", 200.0), release=True)
+            assert await_more() == {"stale_s": 0.0, "version": 2}
+            assert await_more()["closed_s"] < DEADLINE_S
+            return
+
+
+@contextmanager
+def _starting(
+    broker: LocalBroker, prefix: str, folder: Path
+) -> Iterator[tuple[dict[str, Any], Callable[[], dict[str, Any]]]]:
+    """What an application that starts now says first, and how to wait for what it says next."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.broker.starting", broker.bootstrap_servers, prefix, str(folder)],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stdout is not None
+        lines = process.stdout
+        yield json.loads(lines.readline()), lambda: json.loads(lines.readline())
+    finally:
+        process.kill()
+        process.communicate()
