@@ -44,13 +44,11 @@ def quarantine(invoked: CommandContext, context: typer.Context, state_dir: State
             raise UsageError("an option stands before the command", hint="Write: modelcast quarantine clear [OPTIONS]")
         return
     suspects = Quarantine(state_dir or state_folder()).suspects()
-    output = invoked.output
-    if output.json:
-        output.result({"versions": [_as_dict(suspect) for suspect in suspects]})
-    elif suspects:
-        output.table(("VERSION", "CRASHES", "LAST", "STATE", "CONTENT"), (_row(suspect) for suspect in suspects))
+    if suspects and not invoked.output.json:
+        invoked.output.table(("VERSION", "CRASHES", "LAST", "STATE", "CONTENT"), map(_row, suspects))
     else:
-        output.say("Nothing is quarantined on this host")
+        none = "Nothing is quarantined on this host"
+        invoked.output.result({"versions": [_as_dict(suspect) for suspect in suspects]}, none)
 
 
 @app.command()

@@ -49,16 +49,12 @@ def cache(invoked: CommandContext, context: typer.Context, cache_dir: CacheFolde
             raise UsageError("an option stands before the command", hint="Write: modelcast cache clear [OPTIONS]")
         return
     inventory = take_inventory(cache_dir or default_root())
-    output = invoked.output
-    if output.json:
-        output.result(_as_dict(inventory))
-        return
-    if inventory.versions:
-        output.table(
+    if inventory.versions and not invoked.output.json:
+        invoked.output.table(
             ("VERSION", "BYTES", "FILES HERE", "LOADED BY", "LAST USED"),
             (_row(version) for version in inventory.versions),
         )
-    output.say(_summary(inventory))
+    invoked.output.result(_as_dict(inventory), _summary(inventory))
 
 
 @app.command()
@@ -76,15 +72,24 @@ def clear(
     """
     root = cache_dir or default_root()
     if not root.exists():
-        context.output.result({"cache": str(root), "files": 0, "bytes": 0, "left_bytes": 0}, "There is no cache yet")
+        context.output.result(
+            {"cache": str(root), "files": 0, "bytes": 0, "left_bytes": 0, "kept_bytes": 0}, "There is no cache yet"
+        )
         return
     with closing(Cache(root)) as opened:
         removed = opened.clear(unused_only=unused)
     left = take_inventory(root)
     context.output.result(
-        {"cache": str(root), "files": removed.files, "bytes": removed.bytes, "left_bytes": left.bytes},
+        {
+            "cache": str(root),
+            "files": removed.files,
+            "bytes": removed.bytes,
+            "left_bytes": left.bytes,
+            "kept_bytes": left.kept_bytes,
+        },
         f"Removed {removed.files:,} files, {removed.bytes:,} bytes"
-        + (f"; {left.bytes:,} bytes are in use and stay" if left.bytes else ""),
+        + (f"; {left.bytes:,} bytes are in use and stay" if left.bytes else "")
+        + (f"; {_kept(left)}" if left.kept_bytes else ""),
     )
 
 
@@ -95,6 +100,7 @@ def _as_dict(inventory: Inventory) -> dict[str, Any]:
         "files": inventory.files,
         "bytes": inventory.bytes,
         "used_bytes": inventory.used_bytes,
+        "kept_bytes": inventory.kept_bytes,
         "unnamed_files": inventory.unnamed_files,
         "fetching": list(inventory.fetching),
         "versions": [
@@ -122,17 +128,23 @@ def _row(version: CachedVersion) -> tuple[str, ...]:
 
 def _summary(inventory: Inventory) -> str:
     where = escape(printable(str(inventory.root)))
-    if not inventory.files:
-        return f"No models in {where} (limit {inventory.limit_bytes:,} bytes)"
-    lines = [
-        f"{inventory.files:,} files, {inventory.bytes:,} bytes in {where}",
-        f"{inventory.used_bytes:,} bytes in use; limit {inventory.limit_bytes:,} ({LIMIT_VARIABLE})",
-    ]
+    lines = [f"No models in {where} (limit {inventory.limit_bytes:,} bytes)"]
+    if inventory.files:
+        lines = [
+            f"{inventory.files:,} files, {inventory.bytes:,} bytes in {where}",
+            f"{inventory.used_bytes:,} bytes in use; limit {inventory.limit_bytes:,} ({LIMIT_VARIABLE})",
+        ]
+    if inventory.kept_bytes:
+        lines.append(f"Not counted: {_kept(inventory)}")
     if inventory.unnamed_files:
         lines.append(f"{inventory.unnamed_files:,} files belong to no version known here")
     if inventory.fetching:
         lines.append(f"Fetching now: process {', '.join(map(str, inventory.fetching))}")
     return "\n".join(lines)
+
+
+def _kept(inventory: Inventory) -> str:
+    return f"{inventory.kept_bytes:,} bytes are freed when the processes that have them loaded let go"
 
 
 def _ago(then_ms: int) -> str:

@@ -9,9 +9,11 @@ that moment may be counted or not.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -66,6 +68,7 @@ class Inventory:
         files: How many are there, each of another content.
         bytes: What they take.
         used_bytes: Of it, what some process has loaded or is fetching: it is not removed.
+        kept_bytes: Beside them: removed or replaced here, and freed when the processes that have them loaded let go.
         unnamed_files: Files of no version that is noted.
         fetching: Processes that are fetching.
         versions: Those that have files here, the latest used first.
@@ -76,6 +79,7 @@ class Inventory:
     files: int
     bytes: int
     used_bytes: int
+    kept_bytes: int
     unnamed_files: int
     fetching: tuple[int, ...]
     versions: tuple[CachedVersion, ...]
@@ -83,6 +87,7 @@ class Inventory:
 
 @dataclass(frozen=True, slots=True)
 class _Found:
+    inode: int
     size: int
     is_used: bool
 
@@ -99,18 +104,22 @@ def take_inventory(root: Path) -> Inventory:
         blobs = _blobs(root)
         users: dict[str, set[int]] = defaultdict(set)
         fetching = set()
+        kept: dict[int, int] = {}
         for pid, folder in living(views_folder(root)):
-            for held in folder.iterdir():
+            for held in _entries(folder):
                 if held.name.endswith(_FETCH):
                     fetching.add(pid)
                 else:
                     users[key_of(held.name)].add(pid)
+                    kept.update(_files(held))
         notes = list(Notes(notes_folder(root)).all())
     except OSError as error:
         raise CacheError(
             f"the model cache {root} can't be read: {error.strerror or error}",
             hint="It belongs to the user who runs the models: look as that user.",
         ) from error
+    for blob in blobs.values():
+        kept.pop(blob.inode, None)
     versions = [_version(note, used_ms, blobs, users[note.key]) for note, used_ms in notes]
     named = {entry.digest for note, _ in notes for entry in note.files}
     return Inventory(
@@ -119,6 +128,7 @@ def take_inventory(root: Path) -> Inventory:
         files=len(blobs),
         bytes=sum(blob.size for blob in blobs.values()),
         used_bytes=sum(blob.size for blob in blobs.values() if blob.is_used),
+        kept_bytes=sum(kept.values()),
         unnamed_files=len(blobs.keys() - named),
         fetching=tuple(sorted(fetching)),
         versions=tuple(sorted((v for v in versions if v.cached_files), key=lambda v: (-v.used_ms, str(v.id)))),
@@ -138,8 +148,24 @@ def _blobs(root: Path) -> dict[str, _Found]:
             except FileNotFoundError:  # removed between the two looks
                 continue
             if stat.S_ISREG(status.st_mode) and not entry.name.endswith(STAGED):
-                found[f"sha256:{entry.name}"] = _Found(status.st_size, status.st_nlink > 1)
+                found[f"sha256:{entry.name}"] = _Found(status.st_ino, status.st_size, status.st_nlink > 1)
     return found
+
+
+def _entries(folder: Path) -> list[Path]:
+    try:
+        return list(folder.iterdir())
+    except FileNotFoundError:  # its process ended meanwhile
+        return []
+
+
+def _files(view: Path) -> Iterator[tuple[int, int]]:
+    """Inode and size of each file of a view."""
+    for path in view.rglob("*"):
+        with contextlib.suppress(FileNotFoundError):  # let go meanwhile
+            status = path.lstat()
+            if stat.S_ISREG(status.st_mode):
+                yield status.st_ino, status.st_size
 
 
 def _version(note: Note, used_ms: int, blobs: dict[str, _Found], users: set[int]) -> CachedVersion:

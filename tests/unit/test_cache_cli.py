@@ -91,12 +91,12 @@ def test_it_says_what_is_there_who_uses_it_and_what_it_may_take(cache: Cache) ->
     assert (by_number[2]["model"], by_number[2]["repository"]) == (first.model, first.repository)
     assert (by_number[2]["bytes"], by_number[2]["cached_files"]) == (size + 2, 2)
     assert began_ms - 1 <= by_number[2]["used_ms"] <= time.time() * 1000
-    _, table, words = call()
-    assert [line.split()[:4] for line in table.splitlines()[1:]] == [
+    table = call()[1]
+    assert [line.split()[:4] for line in table.splitlines()[1:3]] == [
         ["fraud@2", f"{size + 2:,}", "all", str(os.getpid())],
         ["fraud@1", f"{size + 1:,}", "all", "-"],
     ]
-    assert "limit 1,000,000 (MODELCAST_CACHE_BYTES)" in words
+    assert "limit 1,000,000 (MODELCAST_CACHE_BYTES)" in table
 
 
 def test_a_version_of_which_a_part_is_left_is_not_whole(cache: Cache) -> None:
@@ -116,6 +116,7 @@ def test_a_cache_that_is_not_there_or_holds_other_things_is_told_as_it_is(cache:
         "files": 0,
         "bytes": 0,
         "left_bytes": 0,
+        "kept_bytes": 0,
     }
     assert not nowhere.exists()
     cache.release(view(cache, version(cache, 1, b"1")))
@@ -123,7 +124,7 @@ def test_a_cache_that_is_not_there_or_holds_other_things_is_told_as_it_is(cache:
         note.write_bytes(b"damage")
     found = as_json()
     assert (found["versions"], found["files"], found["unnamed_files"]) == ([], 2, 2)
-    assert "2 files belong to no version known here" in call()[2]
+    assert "2 files belong to no version known here" in call()[1]
 
 
 def test_a_fetch_that_is_under_way_is_told(cache: Cache) -> None:
@@ -141,12 +142,19 @@ def test_clear_removes_all_or_what_nobody_uses(cache: Cache) -> None:
         "files": 1,
         "bytes": 1,
         "left_bytes": len(BACKBONE) + 2,
+        "kept_bytes": 0,
     }
     assert [entry["version"] for entry in as_json()["versions"] if entry["cached_files"] == entry["files"]] == [2]
-    assert call("clear")[1] == f"Removed 2 files, {len(BACKBONE) + 2:,} bytes\n"
+    assert call("clear")[1] == (
+        f"Removed 2 files, {len(BACKBONE) + 2:,} bytes; "
+        f"{len(BACKBONE) + 2:,} bytes are freed when the processes that have them loaded let go\n"
+    )
     assert list(blobs_folder(cache.root).iterdir()) == []
     assert (live / "tensors/0.bin").read_bytes() == BACKBONE
-    assert as_json()["versions"] == []
+    found = as_json()
+    assert (found["versions"], found["bytes"], found["kept_bytes"]) == ([], 0, len(BACKBONE) + 2)
+    cache.release(live)
+    assert as_json()["kept_bytes"] == 0
     assert list(notes_folder(cache.root).iterdir()) == []
 
 
