@@ -8,6 +8,8 @@
 - A topic that shrank, or holds records of another repository, is read anew, loudly: it was truncated or made again.
 - Where the trust policy changed, other records count: the registry is read anew under it, and until that is done the
   image is the one before. A snapshot is judged anew at once.
+- Of a large registry (`reader.MANY_RECORDS`) only the records of models that are wanted are read: where one is wanted
+  that was passed over, the registry is read anew, too.
 
     follower = RegistryFollower(log, topics, clock=time.monotonic, on_change=wake.set).start()
     ticket = follower.ask_end()
@@ -85,6 +87,8 @@ class RegistryFollower:
         trust: Which records count; looked at every `PROBE_S`.
         snapshots: Where what is known is kept for a start without Kafka; None for whoever may not start so.
         refs: What is subscribed to: their models' records are kept there.
+        wanted: Says, as things stand, of which models the image must be; by default of all. Whoever comes to want
+            more asks for the end then.
         on_change: Called on a thread of the follower's after a new image, a fault and its end.
     """
 
@@ -98,6 +102,7 @@ class RegistryFollower:
         trust: Watch = NO_POLICY,
         snapshots: SnapshotStore | None = None,
         refs: Callable[[], Collection[ModelRef]] = tuple,
+        wanted: Callable[[], Callable[[str], bool]] | None = None,
         on_change: Callable[[], object] = lambda: None,
     ) -> None:
         self._trust = trust
@@ -106,6 +111,7 @@ class RegistryFollower:
         self._topics = topics
         self._clock, self._now_ms = clock, now_ms
         self._snapshots, self._refs = snapshots, refs
+        self._wanted = wanted
         self._keeper = None if snapshots is None else Keeper(snapshots, refs)
         self._on_change = on_change
         self._stop = threading.Event()
@@ -115,6 +121,7 @@ class RegistryFollower:
         self._is_known = threading.Event()
         self._asked = self._read = 0
         self._reader: RegistryReader | None = None
+        self._others: frozenset[str] = frozenset()
         self._fault: Exception | None = None
         self._failures = 0
         self._reopen_at_s = self._probe_at_s = self._search_at_s = clock()
@@ -208,7 +215,10 @@ class RegistryFollower:
                     self._open()
                 return
             asked = self._asked
-            if asked > self._read:
+            if self._lacks_models(asked):
+                self._drop_reader()
+                self._open()
+            elif asked > self._read:
                 self._take(self._reader.catch_up(CATCH_UP_TIMEOUT_S), read=asked)
             elif (image := self._reader.poll(wait_s)) is not None:
                 self._take(image)
@@ -221,6 +231,13 @@ class RegistryFollower:
         while not self._stop.is_set():
             self.turn(POLL_WAIT_S)
         self._drop_reader()
+
+    def _lacks_models(self, asked: int) -> bool:
+        """Whether records were passed over that are wanted by now; looked at where either changed."""
+        if self._wanted is None or self._reader is None:
+            return False
+        before, self._others = self._others, self._reader.image.others
+        return (asked > self._read or self._others is not before) and any(map(self._wanted(), self._others))
 
     def _look_at_policy(self, now: float) -> None:
         if now < self._trust_at_s:
@@ -238,7 +255,12 @@ class RegistryFollower:
             self._keeper.restart()
         try:
             self._reader = RegistryReader(
-                self._log, self._topics, admission=admission, on_record=self._note, clock=self._clock
+                self._log,
+                self._topics,
+                admission=admission,
+                wanted=None if self._wanted is None else self._wanted(),
+                on_record=self._note,
+                clock=self._clock,
             )
         except TopicNotFoundError as error:
             raise RepositoryNotFoundError(
