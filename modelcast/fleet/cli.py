@@ -2,33 +2,26 @@
 
 from __future__ import annotations
 
-import signal
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from datetime import UTC, datetime
+from functools import partial
 from typing import Annotated
 
 import typer
-from rich.console import Console, Group, RenderableType
-from rich.live import Live
+from rich.console import Console
 from rich.markup import escape
-from rich.text import Text
 
 from modelcast.cli.durations import seconds
 from modelcast.cli.options import CommandContext, connected
-from modelcast.cli.output import printable
 from modelcast.errors import ExitCode, GateError, ModelNotFoundError, ModelRefusedError, UsageError
 from modelcast.fleet.describe import describe_fleet, describe_rollout
 from modelcast.fleet.fleet import Fleet, Rollout, rollout
-from modelcast.fleet.table import fleet_table, problem_lines, summary, versions
+from modelcast.fleet.live import STEP_S, show_live
+from modelcast.fleet.table import fleet_table, problem_lines, summary
 from modelcast.fleet.watch import StatusWatch
 from modelcast.names import ModelRef, ModelVersion
 
-# How soon a status that arrives, or Ctrl-C, is noticed.
-_STEP_S = 0.25
-_BLANKS = 3  # lines between the parts of a view, and under it
 _NAMED = 5  # of instances that an error tells of
 
 ModelOption = Annotated[
@@ -95,20 +88,12 @@ def top(
     """Watch who runs what, live, until Ctrl-C; what is no terminal gets one look, as by `status`."""
     console = context.output.stdout
     with _watching(context, since, everything=everything) as watch:
-
-        def selected() -> Fleet:
-            return watch.fleet.select(models=model or [], instances=instance or [])
-
+        select = partial(Fleet.select, models=model or [], instances=instance or [])
         if context.output.json or not console.is_terminal:
-            _print(context, selected())
-            return
-        where = f"{context.connection.bootstrap_servers}  {context.connection.prefix}"
-        with _until_signal() as stop, Live(console=console, screen=True, auto_refresh=False) as live:
-            while not stop.is_set():
-                live.update(_view(selected(), where, watch.away_ms, console), refresh=True)
-                drawn_s = time.monotonic()
-                while not stop.is_set() and (left_s := drawn_s + interval - time.monotonic()) > 0:
-                    watch.poll(min(left_s, _STEP_S))
+            _print(context, select(watch.fleet))
+        else:
+            where = f"{context.connection.bootstrap_servers}  {context.connection.prefix}"
+            show_live(console, watch, select, where, interval_s=interval)
 
 
 @contextmanager
@@ -121,19 +106,6 @@ def _watching(context: CommandContext, since: str, *, everything: bool) -> Itera
     ):
         watch.look()
         yield watch
-
-
-@contextmanager
-def _until_signal() -> Iterator[threading.Event]:
-    """An event that Ctrl-C and SIGTERM set: the terminal is put in order whatever was under way."""
-    stop = threading.Event()
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    before = {number: signal.signal(number, lambda *_: stop.set()) for number in numbers}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _print(context: CommandContext, fleet: Fleet) -> None:
@@ -157,33 +129,6 @@ def _table(console: Console, fleet: Fleet) -> None:
     else:
         # A pipe has no width: every cell stays whole, on one line.
         Console(file=console.file, width=100_000, highlight=False).print(fleet_table(fleet, None))
-
-
-def _view(fleet: Fleet, where: str, away_ms: int | None, console: Console) -> RenderableType:
-    """What fits the terminal."""
-    head: list[RenderableType] = [
-        Text.assemble(("modelcast", "bold"), f"  {printable(where)}  ", _clock(fleet.at_ms), "  ", summary(fleet))
-    ]
-    if away_ms is not None:
-        head.append(Text(f"Kafka has not answered since {_clock(away_ms)}: this is how it was then", style="bold red"))
-    # The table has at least half of the room, what is wrong at most a third of the rest, and blank lines part them.
-    room = max(1, console.height - len(head) - _BLANKS)
-    problems = problem_lines(fleet.problems(), room // 3)
-    rest = room - len(problems)
-    lines = versions(fleet)[: max(0, rest - room // 2 - 1)]
-    for line in (*lines, *problems):
-        line.no_wrap, line.overflow = True, "ellipsis"
-    return Group(
-        *head,
-        *lines,
-        Text(),
-        fleet_table(fleet, console.width, max_rows=max(1, rest - len(lines) - 1)),
-        *([Text(), *problems] if problems else []),
-    )
-
-
-def _clock(epoch_ms: int) -> str:
-    return datetime.fromtimestamp(epoch_ms / 1000, tz=UTC).astimezone().strftime("%H:%M:%S")
 
 
 def _version(name: str) -> ModelVersion:
@@ -212,7 +157,7 @@ def _await(
         if (now.live, pending) != told:
             told = (now.live, pending)
             context.output.say(f"[dim]{escape(_progress(now))}[/dim]")
-        watch.poll(min(left_s, _STEP_S))
+        watch.poll(min(left_s, STEP_S))
 
 
 def _tell_done(context: CommandContext, now: Rollout) -> None:

@@ -61,17 +61,18 @@ class StatusWatch:
         self._roster = Roster()
         self._reader: LogReader | None = None
         self._probe_at_s = 0.0
-        self._away_ms: int | None = None
+        self._answered_ms = now_ms()
+        self._is_away = False
 
     @property
     def away_ms(self) -> int | None:
-        """Since when Kafka has not answered, in epoch milliseconds; None while it does."""
-        return self._away_ms
+        """When Kafka last answered, in epoch milliseconds; None while it does."""
+        return self._answered_ms if self._is_away else None
 
     @property
     def fleet(self) -> Fleet:
         """The fleet now; while Kafka does not answer, as it was when it last did."""
-        now_ms = self._now_ms() if self._away_ms is None else self._away_ms
+        now_ms = self._answered_ms if self._is_away else self._now_ms()
         return self._roster.fleet(now_ms, forget_after_ms=self._forget_after_ms)
 
     def look(self) -> Fleet:
@@ -92,8 +93,7 @@ class StatusWatch:
                 break
             until, count = start, end - start  # as long as all before it together
         self._reader = self._log.reader(self._topics.status, {_PARTITION: end})
-        self._probe_at_s = self._clock() + PROBE_S
-        self._away_ms = None
+        self._answered()
         return self.fleet
 
     def poll(self, timeout_s: float) -> None:
@@ -117,10 +117,9 @@ class StatusWatch:
         except BrokerError as error:
             if not error.retriable:
                 raise
-            if self._away_ms is None:
-                self._away_ms = self._now_ms()
-            LOGGER.info("the fleet can't be followed: %s", error)
-            self._probe_at_s = self._clock()
+            if not self._is_away:
+                LOGGER.info("the fleet can't be followed: %s", error)
+            self._is_away = True
             self._pause(timeout_s)
 
     def close(self) -> None:
@@ -131,12 +130,15 @@ class StatusWatch:
 
     def _probe(self, reader: LogReader) -> None:
         end = self._end()
-        self._probe_at_s = self._clock() + PROBE_S
+        if self._is_away:
+            self._roster.excuse(self._now_ms() - self._answered_ms)
+        self._answered()
         if end < reader.position(_PARTITION):
             raise OffsetOutOfRangeError(f"topic {self._topics.status!r} ends at {end}, before what was read of it")
-        if self._away_ms is not None:
-            self._roster.excuse(self._now_ms() - self._away_ms)
-            self._away_ms = None
+
+    def _answered(self) -> None:
+        self._answered_ms, self._is_away = self._now_ms(), False
+        self._probe_at_s = self._clock() + PROBE_S
 
     def _end(self) -> int:
         return self._offsets(partial(self._log.end_offsets, committed=False))

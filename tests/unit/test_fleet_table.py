@@ -9,9 +9,9 @@ import pytest
 from rich.console import Console
 
 from modelcast.cli.output import to_json
-from modelcast.fleet.cli import _view
 from modelcast.fleet.describe import describe_fleet
 from modelcast.fleet.fleet import Fleet, Roster
+from modelcast.fleet.live import live_view
 from modelcast.fleet.table import age, fleet_table, problem_lines, summary, versions
 from modelcast.records import InstanceStatus, ModelState
 
@@ -147,7 +147,7 @@ def test_ages_have_one_unit(seconds: float, words: str) -> None:
 @pytest.mark.parametrize("away_ms", [None, NOW_MS - 5_000])
 def test_the_live_view_fits_the_terminal(height: int, away_ms: int | None) -> None:
     console = Console(file=io.StringIO(), width=80, height=height)
-    lines = console.render_lines(_view(FLEET, "localhost:9092  modelcast", away_ms, console), pad=False)
+    lines = console.render_lines(live_view(FLEET, "localhost:9092  modelcast", away_ms, console), pad=False)
     texts = ["".join(segment.text for segment in line).rstrip() for line in lines]
     assert len(texts) <= max(height, 9)
     assert "4 running" in texts[0]
