@@ -1,21 +1,27 @@
 """Whether a client may be used: it is open, and this is the process that made it.
 
-A fork copies a process without its threads. What the Kafka client library made can't work there any more, and is not
-even to be let go: its destructor waits for threads that do not exist, and then the process dies of it. So in a child
+A fork copies a process without its threads. What the Kafka client library and ONNX Runtime made can't work there any
+more, and is not even to be let go: destructors wait for threads that do not exist, for ever or until the process dies
+of it; ONNX Runtime 1.29 and later, once imported, at any end of the child. So in a child
 
 - every client of the parent says so instead of working, and closing it does nothing;
-- it is kept for ever, with all it holds: the operating system frees it when the child ends.
+- it is kept for ever, with all it holds: the operating system frees it when the child ends;
+- where the runtime was loaded before the fork, the child ends when Python has: its own exit handlers run, what is
+  buffered is written, and destructors of native libraries are left out (glibc's `on_exit`, which other systems lack).
 """
 
 from __future__ import annotations
 
 import ctypes
 import os
+import sys
 import weakref
+from typing import Final
 
 from modelcast.errors import UsageError
 
-_LIVES: weakref.WeakSet[Life] = weakref.WeakSet()
+_LIBC: Final = ctypes.CDLL(None)
+_LIVES: Final[weakref.WeakSet[Life]] = weakref.WeakSet()
 
 
 class Life:
@@ -62,6 +68,10 @@ class Life:
 def _strand_all() -> None:
     for life in list(_LIVES):
         life.strand()
+    if "onnxruntime" in sys.modules and hasattr(_LIBC, "on_exit"):
+        # Called with the exit status, the latest first, before the destructors that were registered ahead of the fork.
+        _LIBC.on_exit(_LIBC._exit, None)
+        _LIBC.on_exit(_LIBC.fcloseall, None)
 
 
 os.register_at_fork(after_in_child=_strand_all)

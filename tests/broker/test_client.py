@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -160,3 +162,21 @@ def test_f39_a_registry_made_anew_under_a_running_client_leaves_the_model_and_st
         repository.publish(400.0)
         wait_until(lambda: fraud.version == 1, "version 1 of the new repository", LONGEST_S)
         assert fraud.predict(ROWS)["score"].tolist() == [411.0, 422.0]
+
+
+def test_forks_are_told_and_end_in_peace_and_can_make_a_client_of_their_own(
+    repository: Repository, broker: LocalBroker
+) -> None:
+    repository.publish(100.0)
+    arguments = [broker.bootstrap_servers, repository.connection.prefix, str(repository.folder)]
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.broker.forking", *arguments],
+        capture_output=True, text=True, timeout=LONGEST_S, check=False,
+    )  # fmt: skip
+    told, *rest = done.stdout.splitlines() or [done.stderr]
+    assert told.startswith("uses 3 times: this ModelClient was made in process"), done.stderr
+    assert rest == [
+        "uses its own [111.0]",
+        *("uses ended with 3", "drops", "drops ended with 3", "exits ended with 3"),
+        "parent [111.0]",
+    ]
