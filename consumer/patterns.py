@@ -45,5 +45,10 @@ def appeared(
         for name, entry in models.items()
         if before.get(name) is not entry
         and entry.champion is not None
-        and any(fnmatchcase(name, pattern) for pattern in patterns)
+        and matches(patterns, name)
     ]
+
+
+def matches(patterns: tuple[str, ...], name: str) -> bool:
+    """Whether a model's name matches one of the patterns."""
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
