@@ -153,7 +153,7 @@ class Observer:
             return f"{NO_VERSION}: the registry is being read"
         entry = image.models.get(self._ref.model)
         if entry is None:
-            known = ", ".join(sorted(image.models)[:_MODELS_NAMED]) or "none"
+            known = ", ".join(sorted(image.others.union(image.models))[:_MODELS_NAMED]) or "none"
             return f"{NO_VERSION}: nobody published {self._ref.model!r} yet (published: {known})"
         if self._ref.version is None and entry.champion is None:
             return f"{NO_VERSION}: {self._ref.model!r} has no release; modelcast release {self._ref.model} VERSION"
