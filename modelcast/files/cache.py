@@ -37,7 +37,7 @@ from filelock import FileLock, Timeout
 
 from modelcast import digest
 from modelcast.blobs import check_path
-from modelcast.errors import BrokerError, CacheError
+from modelcast.errors import CacheError
 from modelcast.files.limit import limit_bytes
 from modelcast.files.notes import Note, Notes
 from modelcast.files.presence import Presence
@@ -45,8 +45,9 @@ from modelcast.files.seals import UNSEALED, Seal, Seals
 from modelcast.folders import CACHE_VARIABLE, cache_folder
 from modelcast.records import FileEntry, Manifest
 
-# Whoever waits for another process's fetch looks again this often.
+# Whoever waits for another process's fetch tries the lock this often, and looks this often whether that fetch goes on.
 _LOCK_POLL_S = 0.02
+_LOOK_S = 1.0
 # A file on its way has this name for a moment; what still has it after this was left by a process that was killed.
 STAGED = "~"
 _LEFTOVER_S = 3600.0
@@ -129,21 +130,37 @@ class Cache:
         return stat.S_ISREG(status.st_mode) and status.st_size == entry.size
 
     @contextlib.contextmanager
-    def lock(self, model: str, timeout_s: float) -> Iterator[None]:
-        """Held while files of a model are fetched.
+    def lock(self, model: str, patience_s: float) -> Iterator[Callable[[], None]]:
+        """Held while files of a model are fetched: whoever else wants them waits, and finds them.
 
-        Raises:
-            BrokerError: Another process fetched for longer than `timeout_s`.
+        A holder that is stopped or hangs is waited for no longer than `patience_s`; two fetches at once do no harm.
+
+        Returns:
+            To be called as the fetch goes on: says that this one does not hang.
         """
-        lock = FileLock(self._locks / f"{model}.lock")
-        with explained(self.root):
-            self._make_folders()  # somebody may have removed them
-            try:
-                lock.acquire(timeout=timeout_s, poll_interval=_LOCK_POLL_S)
-            except Timeout as error:
-                raise BrokerError(f"another process fetches {model} and did not end in {timeout_s:g} s") from error
+        path = self._locks / f"{model}.lock"
+        lock = FileLock(path)
+        while not lock.is_locked:
+            with explained(self.root):
+                self._make_folders()  # somebody may have removed them
+                try:
+                    lock.acquire(timeout=_LOOK_S, poll_interval=_LOCK_POLL_S)
+                except Timeout:
+                    if _age_s(path) > patience_s:
+                        break
+        touched_s = 0.0
+
+        def go_on() -> None:
+            nonlocal touched_s
+            if time.monotonic() - touched_s >= _LOOK_S:
+                touched_s = time.monotonic()
+                with contextlib.suppress(OSError):
+                    os.utime(path)
+
         try:
-            yield
+            if lock.is_locked:
+                go_on()
+            yield go_on
         finally:
             lock.release()
 
@@ -154,9 +171,14 @@ class Cache:
             CacheError: The disk can't hold them even so.
         """
         with explained(self.root):
+            self._presence.sweep()
             free = shutil.disk_usage(self.root).free
-            self._remove(lambda total, freed: total + needed_bytes > self.limit_bytes or free + freed < needed_bytes)
-            free = shutil.disk_usage(self.root).free
+            unused = sum(blob.size for blob in self._look() if blob.links == 1)
+            if needed_bytes <= free + unused:  # else all would go for nothing
+                self._remove(
+                    lambda total, freed: total + needed_bytes > self.limit_bytes or free + freed < needed_bytes
+                )
+                free = shutil.disk_usage(self.root).free
         if needed_bytes > free:
             raise CacheError(
                 f"the model's files need {needed_bytes} bytes, the disk of the cache {self.root} has {free} free",
@@ -398,6 +420,14 @@ def explained(root: Path) -> Iterator[None]:
             if full
             else f"Make it a folder this user may write, or set {CACHE_VARIABLE}.",
         ) from error
+
+
+def _age_s(path: Path) -> float:
+    """Seconds since a file was touched; 0 if it is gone."""
+    try:
+        return time.time() - path.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
 
 
 def _is_whole(path: Path, entry: FileEntry) -> bool:

@@ -35,8 +35,9 @@ from modelcast.topics import ChunkKey, Topics, blob_partition
 
 # A broker's failover takes seconds; a partition without a leader for longer is reported, and the load tried again.
 STALL_S = 30.0
-# Another process of this host may be fetching the same model, at the pace of a slow network.
-LOCK_TIMEOUT_S = 600.0
+# Another process of this host may be fetching the same model: it is waited for as long as something comes to it. One
+# to which nothing comes fails before this, so whoever is silent for longer is stopped or hangs.
+LOCK_PATIENCE_S = STALL_S + 15.0
 # Once damaged files were replaced, what is damaged again was damaged by something that goes on.
 _ATTEMPTS = 3
 _POLL_S = 0.1
@@ -134,10 +135,10 @@ class Fetcher:
         missing = self._missing(manifest)
         with contextlib.ExitStack() as until_viewed:
             if missing:
-                with self._cache.lock(manifest.model, LOCK_TIMEOUT_S):
+                with self._cache.lock(manifest.model, LOCK_PATIENCE_S) as go_on:
                     missing = self._missing(manifest)  # another process may have fetched them meanwhile
                     hold = until_viewed.enter_context(self._cache.hold(manifest.files))
-                    self._download(record, missing, hold, progress)
+                    self._download(record, missing, hold, _both(go_on, progress))
             view, bad = self._cache.view(manifest.files, checked={entry.digest for entry in missing}, of=manifest)
         return view, bad, bool(missing)
 
@@ -145,9 +146,7 @@ class Fetcher:
         """Files that are not in the cache, one of each digest."""
         return list({e.digest: e for e in manifest.files if not self._cache.has(e)}.values())
 
-    def _download(
-        self, record: VersionRecord, missing: Sequence[FileEntry], hold: Path, progress: Progress | None
-    ) -> None:
+    def _download(self, record: VersionRecord, missing: Sequence[FileEntry], hold: Path, progress: Progress) -> None:
         if not missing:
             return
         manifest = record.manifest
@@ -234,6 +233,15 @@ def _by_store(
             for offset in range(0, len(block), _PIECE_BYTES):
                 key = ChunkKey(record.manifest.model, entry.digest, _PIECE_BYTES, (start + offset) // _PIECE_BYTES)
                 yield key, block[offset : offset + _PIECE_BYTES]
+
+
+def _both(go_on: Callable[[], None], progress: Progress | None) -> Progress:
+    def tell(done: int, total: int) -> None:
+        go_on()
+        if progress is not None:
+            progress(done, total)
+
+    return tell
 
 
 def _altered(fault: IntegrityError, store: StoreUrl) -> IntegrityError:

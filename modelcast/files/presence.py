@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import shutil
@@ -36,12 +37,15 @@ class Presence:
     def __init__(self, views: Path) -> None:
         self._views = views
         self._lock = Lock()
+        self._is_closed = False
         self._enter()
 
     @property
     def folder(self) -> Path:
         """This process's folder, there and locked. Raises OSError."""
         with self._lock:
+            if self._is_closed:  # a fetch that was under way when its process closed the cache
+                raise FileNotFoundError(errno.ENOENT, "it was closed", str(self._folder))
             if not (self._folder.is_dir() and Path(self._alive.lock_file).exists()):
                 self._alive.release()
                 self._enter()
@@ -62,6 +66,7 @@ class Presence:
     def close(self) -> None:
         """Removes this process's folder."""
         with self._lock:
+            self._is_closed = True
             shutil.rmtree(self._folder, ignore_errors=True)
             # While it is held: a name given up first could be another's by then.
             with contextlib.suppress(OSError):

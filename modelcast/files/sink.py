@@ -49,7 +49,7 @@ class Target:
 class Sink:
     """Puts chunks where they belong; for the thread that made it. Use as a context manager."""
 
-    def __init__(self, cache: Cache, total: int, progress: Progress | None) -> None:
+    def __init__(self, cache: Cache, total: int, progress: Progress) -> None:
         self._cache = cache
         self._total = total
         self._progress = progress
@@ -104,8 +104,7 @@ class Sink:
         if target.assembly.missing < before:
             self._whole += is_last
             self._done = min(self._done + len(chunk), self._total)  # a second pass counts from where the first ended
-            if self._progress is not None:
-                self._progress(self._done, self._total)
+            self._progress(self._done, self._total)
         self._keep_hashed()
 
     def is_done(self) -> bool:

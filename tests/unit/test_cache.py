@@ -8,6 +8,8 @@ import shutil
 import stat
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,7 +18,7 @@ import pytest
 from modelcast import digest
 from modelcast.errors import CacheError, ConfigError, StructureError
 from modelcast.files import cache as cache_module
-from modelcast.files.cache import Cache, Flaw, Removed, blobs_folder
+from modelcast.files.cache import Cache, Flaw, Removed, blobs_folder, views_folder
 from modelcast.files.limit import DEFAULT_LIMIT_BYTES, LIMIT_VARIABLE, limit_bytes
 from modelcast.records import FileEntry
 
@@ -229,8 +231,9 @@ def test_f38_unused_files_give_way_on_a_full_disk_too(tmp_path: Path, monkeypatc
     monkeypatch.setattr(shutil, "disk_usage", nearly_full)
     cache.make_room(250)
     assert [cache.has(file) for file in files] == [False, True, True]
-    with pytest.raises(CacheError, match="need 451 bytes, the disk of the cache .* has 450 free"):
+    with pytest.raises(CacheError, match="need 451 bytes, the disk of the cache .* has 250 free"):
         cache.make_room(451)
+    assert [cache.has(file) for file in files] == [False, True, True]  # they would have gone for nothing
     cache.close()
 
 
@@ -369,3 +372,37 @@ def test_the_limit_is_half_of_a_small_disk(tmp_path: Path, monkeypatch: pytest.M
     for total, limit in ((10 << 30, 5 << 30), (1 << 40, DEFAULT_LIMIT_BYTES)):
         monkeypatch.setattr(shutil, "disk_usage", lambda _, total=total: usage._replace(total=total))
         assert limit_bytes(tmp_path, {}) == limit
+
+
+def test_a_cache_that_was_closed_makes_no_folders_any_more(cache: Cache) -> None:
+    file = put(cache, "model.onnx", GRAPH)
+    cache.close()
+    with pytest.raises(CacheError, match="closed"):
+        cache.view([file])
+    assert list(views_folder(cache.root).iterdir()) == []
+
+
+def test_a_fetch_that_hangs_holds_others_up_for_a_bounded_time_and_one_that_goes_on_for_its_own(
+    cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cache_module, "_LOOK_S", 0.05)
+    lock_file = cache.root / "locks" / "fraud.lock"
+    waited: list[float] = []
+
+    def wait() -> None:
+        began = time.monotonic()
+        with Cache(cache.root).lock("fraud", 60.0):
+            waited.append(time.monotonic() - began)
+
+    with cache.lock("fraud", 60.0) as go_on:
+        waiting = threading.Thread(target=wait)
+        waiting.start()
+        waiting.join(0.3)
+        assert waiting.is_alive()  # it went on a moment ago
+        os.utime(lock_file, (1000, 1000))
+        waiting.join(10.0)
+        assert not waiting.is_alive()
+        time_before = lock_file.stat().st_mtime
+        go_on()
+        assert lock_file.stat().st_mtime >= time_before
+    assert waited[0] >= 0.3
