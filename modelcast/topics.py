@@ -25,8 +25,9 @@ DEFAULT_BLOB_PARTITIONS = 4
 
 # An instance that said nothing for a week is gone.
 _STATUS_RETENTION_MS = 7 * 24 * 3600 * 1000
-# The registry is read from its beginning at every start: small segments let compaction reach nearly all of it.
-_REGISTRY_SEGMENT_BYTES = 16 << 20
+# The registry is read from its beginning at every start, and a fleet's heartbeats come to gigabytes in a week: small
+# segments let compaction, which leaves the newest alone, reach nearly all of both.
+_SEGMENT_BYTES = 16 << 20
 
 _PREFIX = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 # Numbers of no more digits than 64 bits hold: anyone may have written a key, and Python refuses to read thousands.
@@ -130,8 +131,8 @@ class Topics:
     def specs(self, *, blob_partitions: int, replication_factor: int) -> tuple[TopicSpec, ...]:
         """What `init` creates."""
         compact = {"cleanup.policy": "compact", "retention.ms": "-1"}
-        small = {**compact, "segment.bytes": str(_REGISTRY_SEGMENT_BYTES)}
-        status = {"cleanup.policy": "compact,delete", "retention.ms": str(_STATUS_RETENTION_MS)}
+        small = {**compact, "segment.bytes": str(_SEGMENT_BYTES)}
+        status = {**small, "cleanup.policy": "compact,delete", "retention.ms": str(_STATUS_RETENTION_MS)}
         return (
             TopicSpec(self.registry, 1, replication_factor, small),
             TopicSpec(self.schemas, 1, replication_factor, small),

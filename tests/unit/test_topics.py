@@ -79,3 +79,9 @@ def test_a_repositorys_topics_keep_old_records_whatever_their_timestamps() -> No
         assert specs[name].configs["cleanup.policy"] == "compact"
         assert specs[name].configs["retention.ms"] == "-1"
     assert all(spec.replication_factor == 3 for spec in specs.values())
+
+
+def test_what_is_written_all_the_time_or_read_whole_is_compacted_nearly_whole() -> None:
+    specs = {spec.name: spec for spec in Topics("p").specs(blob_partitions=7, replication_factor=3)}
+    for name in ("p.registry", "p.schemas", "p.status"):
+        assert int(specs[name].configs["segment.bytes"]) <= 16 << 20
