@@ -56,6 +56,8 @@ MAX_REOPEN_S: Final = 5.0
 # A record ends the wait at once; this is how soon `close` and `ask_end` are noticed.
 POLL_WAIT_S: Final = 0.1
 CLOSE_TIMEOUT_S: Final = 2.0
+# The same where the broker is away: the thread waits for it in the client library, and whoever ends waits for nothing.
+AWAY_TIMEOUT_S: Final = 0.2
 # Models named in one line of a log.
 MAX_NAMED: Final = 10
 _REGISTRY_PARTITION: Final = 0
@@ -149,7 +151,8 @@ class RegistryFollower:
         if self._thread is None:
             self._drop_reader()
         else:
-            self._thread.join(timeout_s)
+            is_waiting = self._fault is not None or self.is_snapshot
+            self._thread.join(min(timeout_s, AWAY_TIMEOUT_S) if is_waiting else timeout_s)
 
     def ask_end(self) -> int:
         """Asks for the registry to be read to the end it has now; the ticket is for `has_read`."""

@@ -12,13 +12,14 @@ For the registry thread only.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass
 from typing import Final
 
 from modelcast.errors import CacheError
 from modelcast.log import BEGINNING, Log, LogRecord
 from modelcast.names import ModelRef
-from modelcast.registry.image import RegistryImage
+from modelcast.registry.image import ModelEntry, RegistryImage
 from modelcast.scan import scan
 from modelcast.topics import REPOSITORY_KEY, Topics
 
@@ -46,15 +47,17 @@ class Keeper:
         self._store = store
         self._refs = refs
         self._names: frozenset[bytes] = frozenset()
+        self._held: dict[str, _Held] = {}
         self._noted: dict[int, LogRecord] = {}
         self._noted_bytes = 0
-        self._kept: dict[str, tuple[int, ...]] = {}
         self._missing: list[Need] = []
         self._lost: set[tuple[bytes, int | None]] = set()
+        self._kept: set[str] = set()
         self._is_failing = False
 
     def restart(self) -> None:
         """Forgets what was read: the registry is read anew from its beginning."""
+        self._held.clear()
         self._noted.clear()
         self._noted_bytes = 0
         self._lost.clear()
@@ -74,16 +77,24 @@ class Keeper:
     def keep(self, image: RegistryImage) -> None:
         """Writes what an image changed, before it is acted upon."""
         self._missing = []
-        chosen: dict[int, LogRecord] = {}
-        for model, pinned in self._used().items():
+        used, before = self._used(), self._held
+        self._held = {}
+        unwritten: dict[int, LogRecord] = {}
+        for model, pinned in used.items():
+            entry, held = image.models.get(model), before.get(model)
+            if held is not None and held.entry is entry and held.pinned == pinned:
+                self._held[model] = held
+                continue
             needs = needs_of(image, model, pinned)
-            records = {record.offset: record for need in needs if (record := self._find(need)) is not None}
-            chosen |= records
-            missing = [need for need in needs if self._find(need) is None and need.place not in self._lost]
-            self._missing += missing
-            if records and not missing:
-                self._write(Snapshot(model, image.revision, tuple(records[offset] for offset in sorted(records))))
-        self._noted = {offset: chosen[offset] for offset in sorted(chosen)}
+            records = {record.offset: record for need in needs if (record := self._find(need, held)) is not None}
+            missing = [need for need in needs if need.place not in self._lost and self._find(need, held) is None]
+            ordered = tuple(records[offset] for offset in sorted(records))
+            if entry is not None and records and not missing and self._write(Snapshot(model, image.revision, ordered)):
+                self._held[model] = _Held(entry, pinned, ordered)
+            else:
+                self._missing += missing
+                unwritten |= records
+        self._noted = {offset: unwritten[offset] for offset in sorted(unwritten)}
         self._noted_bytes = sum(map(_bytes, self._noted.values()))
         self._names = self._named()
 
@@ -110,7 +121,7 @@ class Keeper:
 
     def confirm(self) -> None:
         """The registry was read to its end, and says no more than what is kept."""
-        self._store.touch(self._kept.keys() & self._used().keys())
+        self._store.touch(self._kept & self._used().keys())
 
     def _used(self) -> dict[str, set[int]]:
         used: dict[str, set[int]] = {}
@@ -121,24 +132,36 @@ class Keeper:
     def _named(self) -> frozenset[bytes]:
         return frozenset(ref.model.encode() for ref in self._refs())
 
-    def _find(self, need: Need) -> LogRecord | None:
+    def _find(self, need: Need, held: _Held | None) -> LogRecord | None:
+        known = () if held is None else held.records
+        noted: Iterable[LogRecord] = self._noted.values()
         if need.offset is not None:
-            record = self._noted.get(need.offset)
-            return record if record is not None and need.is_met_by(record) else None
-        return next((record for record in self._noted.values() if need.is_met_by(record)), None)
+            noted = (self._noted[need.offset],) if need.offset in self._noted else ()
+        return next((record for record in (*known, *noted) if need.is_met_by(record)), None)
 
-    def _write(self, snapshot: Snapshot) -> None:
-        if self._kept.get(snapshot.model) == snapshot.offsets:
-            return
+    def _write(self, snapshot: Snapshot) -> bool:
+        """Whether that is done: written, or left to another process that knows more."""
         try:
             if self._store.save(snapshot):
-                self._kept[snapshot.model] = snapshot.offsets
+                self._kept.add(snapshot.model)
+            else:
+                self._kept.discard(snapshot.model)
         except CacheError as error:
             if not self._is_failing:
                 LOGGER.warning("%s", error)
             self._is_failing = True
-        else:
-            self._is_failing = False
+            return False
+        self._is_failing = False
+        return True
+
+
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """A snapshot that was written, by what it was chosen: the same again is not looked at twice."""
+
+    entry: ModelEntry
+    pinned: set[int]
+    records: tuple[LogRecord, ...]
 
 
 def _bytes(record: LogRecord) -> int:

@@ -6,6 +6,7 @@ import logging
 import os
 import threading
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from modelcast.consumer import following
 from modelcast.consumer.following import RegistryFollower
 from modelcast.consumer.snapshot import SnapshotStore
 from modelcast.errors import BrokerError, RepositoryNotFoundError
+from modelcast.log import LogRecord
 from modelcast.names import ModelRef
 from modelcast.trust.admission import EVERYTHING, Admission
 from modelcast.trust.watch import NO_POLICY, Watch
@@ -74,6 +76,11 @@ class Follows:
         for payload in payloads:
             envelope = sealed(payload, *by)
             writer.send(TOPICS.registry, key=key_of(payload), value=codec.encode_envelope(envelope), partition=0)
+
+    def read(self) -> list[LogRecord]:
+        """The registry's records."""
+        with closing(self.log.reader(TOPICS.registry, {0: 0})) as reader:
+            return list(reader.poll(0.0))
 
     def file(self, model: str = "fraud") -> Path:
         (found,) = self.folder.glob(f"*/{model}.json")
@@ -404,7 +411,8 @@ class TestKeeping:
         follows.follower().turn(0.0)
         assert slow._keeper is not None
         assert image is not None
-        slow._keeper._kept.clear()
+        slow._keeper.restart()
+        slow._keeper._noted = {record.offset: record for record in follows.read()}
         slow._keeper.keep(image)
         assert self._champion(follows) == (2, 2)
 
