@@ -64,15 +64,15 @@ def fleet_table(fleet: Fleet, width: int | None, *, max_rows: int | None = None)
         max_rows: Rows there are; what has a problem comes first then.
     """
     rows = _rows(fleet)
+    columns = _fitting(rows, width)  # by all of them, so that they do not change with the rows shown
+    room = None if width is None else width - sum(_width(rows, name) + _GAP for name in columns if name != "INSTANCE")
     left_out = 0
     if max_rows is not None and len(rows) > max_rows:
         left_out = len(rows) - max(0, max_rows - 1)
         rows = sorted(rows, key=lambda row: not row.is_wrong)[: max(0, max_rows - 1)]
-    columns = _fitting(rows, width)
     table = Table(box=None, pad_edge=False, padding=(0, _GAP, 0, 0), header_style="bold")
     for name in columns:
         table.add_column(name, justify="right" if _COLUMNS[name] else "left", no_wrap=width is not None)
-    room = None if width is None else width - sum(_width(rows, name) + _GAP for name in columns if name != "INSTANCE")
     for row in rows:
         table.add_row(*(_cell(row, name, room) for name in columns), style=row.style)
     if not left_out:

@@ -97,7 +97,7 @@ class StatusWatch:
         return self.fleet
 
     def poll(self, timeout_s: float) -> None:
-        """Takes what arrives within `timeout_s`; a broker that is away is waited for.
+        """Takes all that arrives within `timeout_s`; a broker that is away is waited for.
 
         Raises:
             RepositoryNotFoundError: The status topic is gone.
@@ -109,8 +109,7 @@ class StatusWatch:
             elif self._clock() >= self._probe_at_s:
                 self._probe(self._reader)
             if self._reader is not None:
-                for record in self._reader.poll(timeout_s):
-                    self._roster.replay(record, self._now_ms())
+                self._take(self._reader, timeout_s)
         except OffsetOutOfRangeError as error:
             LOGGER.warning("the status topic is read anew: %s", error)
             self.close()
@@ -127,6 +126,15 @@ class StatusWatch:
         reader, self._reader = self._reader, None
         if reader is not None:
             reader.close()
+
+    def _take(self, reader: LogReader, timeout_s: float) -> None:
+        until_s, left_s = self._clock() + timeout_s, timeout_s
+        while True:
+            for record in reader.poll(left_s):
+                self._roster.replay(record, self._now_ms())
+            left_s = until_s - self._clock()
+            if left_s <= 0:
+                return
 
     def _probe(self, reader: LogReader) -> None:
         end = self._end()
