@@ -53,8 +53,9 @@ MAX_FILE_BYTES: Final = 32 << 20
 MAX_OTHERS: Final = 200
 # Files in a scope's folder; the longest untouched are removed.
 MAX_FILES: Final = 1_000
-# Another process holds the lock for one small write; whoever waits longer than this waits for a stopped process.
-LOCK_TIMEOUT_S: Final = 5.0
+# Another process holds the lock for one small write; whoever waits longer than this waits for a stopped process, and
+# holds up what was released.
+LOCK_TIMEOUT_S: Final = 1.0
 
 _SUFFIX: Final = ".json"
 
@@ -164,6 +165,7 @@ class SnapshotStore:
     def __init__(self, folder: Path, scope: str) -> None:
         self._scope = scope
         self._folder = folder / hashlib.sha256(scope.encode()).hexdigest()[:32]
+        self._is_swept = False
 
     @classmethod
     def of(cls, connection: Connection, cache_dir: Path | None = None) -> SnapshotStore:
@@ -177,7 +179,7 @@ class SnapshotStore:
         return cls(folder / "registry", f"{connection.prefix} at {','.join(servers)}")
 
     def save(self, snapshot: Snapshot) -> bool:
-        """Puts a snapshot in the place of the model's last one; False if that one is of a newer image.
+        """Puts a snapshot in the place of the model's last one; False if that one is of a newer image, and another.
 
         Raises:
             CacheError: The folder can't be written.
@@ -187,10 +189,15 @@ class SnapshotStore:
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             with FileLock(self._folder.with_suffix(".lock"), timeout=LOCK_TIMEOUT_S):
                 known = self._read(path)
-                if known is not None and known.repository == snapshot.repository and known.revision > snapshot.revision:
-                    return known.offsets == snapshot.offsets
+                if known is not None and known.repository == snapshot.repository:
+                    if known.offsets == snapshot.offsets:
+                        os.utime(path)
+                        return True
+                    if known.revision > snapshot.revision:
+                        return False
                 _replace(path, _encode(self._scope, snapshot))
-                self._sweep()
+                if not self._is_swept:
+                    self._sweep()
         except (OSError, Timeout) as error:
             raise CacheError(
                 f"what the registry says of {snapshot.model!r} can't be kept in {self._folder}: {error}",
@@ -238,6 +245,8 @@ class SnapshotStore:
             return None
 
     def _sweep(self) -> None:
+        """Once a process: it looks at every file."""
+        self._is_swept = True
         for path in self._files()[MAX_FILES:]:
             path.unlink(missing_ok=True)
 

@@ -192,9 +192,17 @@ class TestStore:
         monkeypatch.setattr(module, "MAX_FILES", 2)
         store, path = self._saved(tmp_path)
         os.utime(path, (1, 1))
-        for model in ("a", "b"):
-            store.save(replace(SMALL, model=model))
+        store.save(replace(SMALL, model="a"))
+        SnapshotStore(tmp_path, "here").save(replace(SMALL, model="b"))
         assert {found.name for found in tmp_path.glob("*/*.json")} == {"a.json", "b.json"}
+
+    def test_the_same_again_is_not_written_again_and_is_as_new(self, tmp_path: Path) -> None:
+        store, path = self._saved(tmp_path)
+        inode = path.stat().st_ino
+        os.utime(path, (1, 1))
+        assert store.save(replace(SMALL, revision=SMALL.revision + 7))
+        assert path.stat().st_ino == inode
+        assert path.stat().st_mtime > 1
 
     def test_touching_says_when_the_registry_was_read(self, tmp_path: Path) -> None:
         store, path = self._saved(tmp_path)
