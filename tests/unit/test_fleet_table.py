@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -178,3 +179,13 @@ def test_programs_get_everything() -> None:
     }  # fmt: skip
     assert [problem["kind"] for problem in told["problems"]] == ["refused", "stale", "lost"]
     assert told["problems"][0]["instance"] == "client-api-7f9c5d-4711-1"
+
+
+def test_the_manual_names_every_field_that_programs_get() -> None:
+    manual = (Path(__file__).parents[2] / "docs/OPERATING.md").read_text()
+    told = describe_fleet(FLEET)
+    models = [model for instance in told["instances"] for model in instance["models"]]
+    refusals = [refused for entry in models for refused in entry["refusals"]]
+    for value in (told, *told["instances"], *told["problems"], *models, *refusals):
+        for name in value:
+            assert f"`{name}`" in manual, name
