@@ -86,8 +86,9 @@ class Keeper:
                 self._held[model] = held
                 continue
             needs = needs_of(image, model, pinned)
-            records = {record.offset: record for need in needs if (record := self._find(need, held)) is not None}
-            missing = [need for need in needs if need.place not in self._lost and self._find(need, held) is None]
+            found = {need.place: self._find(need, held) for need in needs}
+            records = {record.offset: record for record in found.values() if record is not None}
+            missing = [need for need in needs if found[need.place] is None and need.place not in self._lost]
             ordered = tuple(records[offset] for offset in sorted(records))
             if entry is not None and records and not missing and self._write(Snapshot(model, image.revision, ordered)):
                 self._held[model] = _Held(entry, pinned, ordered)

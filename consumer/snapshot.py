@@ -34,7 +34,7 @@ from modelcast.errors import CacheError, UsageError, WireError
 from modelcast.folders import cache_folder
 from modelcast.log import LogRecord
 from modelcast.names import check_model_name
-from modelcast.records import FORMAT_VERSION, Manifest, Release, RepositoryIdentity, Withdrawn
+from modelcast.records import FORMAT_VERSION, Release, RepositoryIdentity, Withdrawn
 from modelcast.registry.delta import RegistryDelta
 from modelcast.registry.image import ModelEntry, RegistryImage, VersionRecord
 from modelcast.topics import REPOSITORY_KEY, RegistryKey
@@ -66,11 +66,12 @@ class Need:
 
     Attributes:
         offset: Where it stands; None where only what it says is known.
+        payload: What it says, where it is not known where it stands.
     """
 
     key: bytes
-    payload: Manifest | Withdrawn | Release | RepositoryIdentity
     offset: int | None = None
+    payload: Withdrawn | RepositoryIdentity | None = None
 
     @property
     def place(self) -> tuple[bytes, int | None]:
@@ -104,8 +105,9 @@ class Snapshot:
     read_ms: int = 0
 
     @property
-    def offsets(self) -> tuple[int, ...]:
-        return tuple(record.offset for record in self.records)
+    def content(self) -> tuple[tuple[int, bytes | None, bytes | None], ...]:
+        """The records, without what is of no account: two with the same say the same."""
+        return tuple((record.offset, record.key, record.value) for record in self.records)
 
     @property
     def repository(self) -> str:
@@ -129,7 +131,7 @@ def needs_of(image: RegistryImage, model: str, pinned: Collection[int] = ()) -> 
     releases = _releases(entry)
     numbers = dict.fromkeys((*(release.version for release in releases), *sorted(pinned)))
     return (
-        Need(REPOSITORY_KEY, image.repository),
+        Need(REPOSITORY_KEY, payload=image.repository),
         *(_release_need(entry, release) for release in releases),
         *_version_needs(entry, numbers),
     )
@@ -187,14 +189,14 @@ class SnapshotStore:
         path = self._path(snapshot.model)
         try:
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            known = self._read(path)
+            if known is not None and known.content == snapshot.content:
+                os.utime(path)
+                return True
             with FileLock(self._folder.with_suffix(".lock"), timeout=LOCK_TIMEOUT_S):
                 known = self._read(path)
-                if known is not None and known.repository == snapshot.repository:
-                    if known.offsets == snapshot.offsets:
-                        os.utime(path)
-                        return True
-                    if known.revision > snapshot.revision:
-                        return False
+                if known is not None and known.revision > snapshot.revision and known.repository == snapshot.repository:
+                    return known.content == snapshot.content
                 _replace(path, _encode(self._scope, snapshot))
                 if not self._is_swept:
                     self._sweep()
@@ -215,7 +217,7 @@ class SnapshotStore:
 
     def load(self, models: Collection[str]) -> tuple[Snapshot, ...]:
         """What is kept of these models, and of others, the latest of them; what can't be used is left out."""
-        paths = [self._path(model) for model in models]
+        paths = {self._path(model): None for model in models}
         others = [path for path in self._files() if path not in paths][:MAX_OTHERS]
         found = (self._read(path) for path in (*paths, *others))
         return tuple(snapshot for snapshot in found if snapshot is not None)
@@ -263,9 +265,8 @@ def _releases(entry: ModelEntry) -> tuple[Release, ...]:
 
 
 def _release_need(entry: ModelEntry, release: Release) -> Need:
-    standing = entry.standings.get(release.sequence)
     key = RegistryKey("release", entry.name, release.sequence).encode()
-    return Need(key, release, None if standing is None else standing.offset)
+    return Need(key, entry.standings[release.sequence].offset)
 
 
 def _version_needs(entry: ModelEntry, numbers: Iterable[int]) -> Iterator[Need]:
@@ -273,9 +274,9 @@ def _version_needs(entry: ModelEntry, numbers: Iterable[int]) -> Iterator[Need]:
         key = RegistryKey("version", entry.name, number).encode()
         match entry.versions.get(number):
             case VersionRecord() as record:
-                yield Need(key, record.manifest, record.offset)
+                yield Need(key, record.offset)
             case Withdrawn() as record:
-                yield Need(key, record)
+                yield Need(key, payload=record)
 
 
 def _encode(scope: str, snapshot: Snapshot) -> bytes:
