@@ -281,6 +281,7 @@ class ModelStatus:
         load_ms: What its loading took, fetch to ready.
         release_to_live_ms: From the release's creation until it was live here (clocks of two hosts).
         swaps: Live versions replaced since the instance started.
+        wanted_version: The version that the registry wants here, the champion or the one pinned; None if there is none.
         next_version: The version on its way to be live; None if there is none.
         next_state: How far it is, as `consumer.lifecycle.State` calls it.
         events: Events scored, or rows predicted, since the instance started.
@@ -299,6 +300,7 @@ class ModelStatus:
     release_to_live_ms: float | None = None
     swaps: int = 0
     refusals: tuple[Refusal, ...] = ()
+    wanted_version: int | None = None
     next_version: int | None = None
     next_state: str | None = None
     events: int = 0

@@ -77,4 +77,4 @@ def _model(model: ModelStatus) -> dict[str, Any]:
 
 
 def _next(model: ModelStatus) -> dict[str, Any]:
-    return {"next_version": model.next_version, "next_state": model.next_state}
+    return {"wanted_version": model.wanted_version, "next_version": model.next_version, "next_state": model.next_state}

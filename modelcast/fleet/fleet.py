@@ -21,7 +21,7 @@ from modelcast import codec
 from modelcast.errors import ModelRefusedError, WireError
 from modelcast.log import LogRecord
 from modelcast.names import ModelVersion
-from modelcast.records import InstanceStatus, ModelState, ModelStatus
+from modelcast.records import InstanceStatus, ModelState, ModelStatus, Refusal
 
 # One may be late by a long pause of a process, two by a broker that restarts.
 HEARTBEATS_MISSED = 3
@@ -135,11 +135,9 @@ class Fleet:
 
 
 def _problems_of_model(instance: str, model: ModelStatus) -> Iterator[Problem]:
-    # What was refused before the live version went live is settled.
-    refusals = [entry for entry in model.refusals if model.since_ms is None or entry.at_ms >= model.since_ms]
+    refusals = [entry for entry in model.refusals if _matters(entry, model)]
     for refusal in refusals:
-        # One on its way is being tried again; staleness is told below.
-        if refusal.version != model.next_version and refusal.reason != STALE:
+        if refusal.reason != STALE:  # told below
             yield Problem("refused", instance, refusal.message, model.model, refusal.version, refusal.reason)
     if model.stale:
         told = [refusal.message for refusal in refusals if refusal.reason == STALE]
@@ -147,6 +145,18 @@ def _problems_of_model(instance: str, model: ModelStatus) -> Iterator[Problem]:
         yield Problem("stale", instance, message, model.model, model.live_version)
     elif model.state is ModelState.WAITING and not refusals:
         yield Problem("waiting", instance, "no version is live, and none is on its way", model.model)
+
+
+def _matters(refusal: Refusal, model: ModelStatus) -> bool:
+    """Whether a refusal is why something is not as it should be now."""
+    if refusal.reason == STALE:
+        return model.stale
+    if refusal.version == model.next_version:
+        return False  # it is being tried again
+    if model.wanted_version is not None and refusal.version:
+        return refusal.version == model.wanted_version != model.live_version
+    # Where nobody knows what is wanted, all that was refused before the live version went live is settled.
+    return model.since_ms is None or refusal.at_ms >= model.since_ms
 
 
 class Roster:

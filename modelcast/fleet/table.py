@@ -173,7 +173,13 @@ def _state(fleet: Fleet, instance: Instance, model: ModelStatus | None) -> tuple
         return words, _STYLES[instance.presence]
     if model is None:
         return str(instance.presence), ""
-    coming = "" if model.next_version is None else f"{model.next_state or 'loading'} {model.next_version}"
+    coming = ""
+    if model.next_version is not None:
+        coming = f"{model.next_state or 'loading'} {model.next_version}"
+    elif model.wanted_version not in (None, model.live_version) and any(
+        refusal.version == model.wanted_version for refusal in model.refusals
+    ):
+        coming = f"{model.wanted_version} refused"
     if model.state is ModelState.LOADING:
         return coming or "loading", "cyan"
     words = ", ".join(filter(None, (str(model.state), "stale" if model.stale else "", coming)))

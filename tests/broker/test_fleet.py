@@ -154,7 +154,7 @@ class TestWaiting:
         return int(time.time() * 1000)
 
     def test_a_version_that_is_refused_fails_it_at_once(self, place: Place) -> None:
-        refused = model(version=7, since_ms=1, refusals=(refusal(8, at_ms=self.now_ms()),))
+        refused = model(version=7, since_ms=1, wanted_version=8, refusals=(refusal(8, at_ms=self.now_ms()),))
         place.say(status("a", model(version=8), at_ms=self.now_ms()), status("b", refused, at_ms=self.now_ms()))
         started = time.monotonic()
         code, out, err = place.shell.call("status", "--wait-live", "fraud@8", "--timeout", "60s", "--json")

@@ -98,7 +98,7 @@ def test_a_status_survives_the_wire() -> None:
         REPOSITORY.uuid, "host-0", "host", 7, "scorer", "cpu", 1, {"onnxruntime": "1"},
         (
             ModelStatus(
-                "fraud", None, ModelState.LIVE, 1, 2, 3.5, 4.5, 1, (refusal,), 2, "warming", 1 << 40, 0.5, 7, 1, True
+                "fraud", None, ModelState.LIVE, 1, 2, 3.5, 4.5, 1, (refusal,), 2, 2, "warming", 1 << 40, 0.5, 7, 1, True
             ),
             ModelStatus("churn", 2, ModelState.IDLE),
         ),

@@ -151,6 +151,17 @@ class TestProblems:
         (problem,) = fleet_of(status("a", model(refusals=(before, since)))).problems()
         assert (problem.kind, problem.model, problem.version, problem.reason) == ("refused", "fraud", 8, "golden")
 
+    def test_what_is_wanted_and_refused_is_one_whenever_that_was(self) -> None:
+        refused = (refusal(8, at_ms=NOW_MS - 1_000_000),)
+        assert self.kinds(status("a", model(version=7, wanted_version=8, refusals=refused))) == ["refused"]
+
+    def test_a_rollback_settles_a_refusal(self) -> None:
+        assert self.kinds(status("a", model(version=7, wanted_version=7, refusals=(refusal(8),)))) == []
+
+    def test_a_release_whose_content_nobody_knows_is_refused_all_the_same(self) -> None:
+        untrusted = model(version=7, wanted_version=7, refusals=(refusal(0, "untrusted"),))
+        assert self.kinds(status("a", untrusted)) == ["refused"]
+
     def test_one_that_is_being_tried_again_is_not_refused_now(self) -> None:
         again = model(refusals=(refusal(8, "broker"),), next_version=8, next_state="fetching")
         assert self.kinds(status("a", again)) == []

@@ -41,7 +41,7 @@ FLEET = fleet_of(
     ),
     status(
         "client-api-7f9c5d-4711-1",
-        model(version=6, refusals=(refusal(7),)),
+        model(version=6, wanted_version=7, refusals=(refusal(7),)),
         model("churn-de", None, pinned=2, state=ModelState.IDLE),
         model("churn-fr", version=1, stale=True),
         host="api-7f9c5d",
@@ -102,6 +102,7 @@ def test_who_is_not_there_is_told_with_when_it_was_and_what_it_ran() -> None:
 def test_states_say_what_is_odd() -> None:
     lines = drawn(FLEET, 160)
     assert "live, stale" in row(lines, "churn-fr")
+    assert "live, 7 refused" in row(lines, "fraud", "client-api-7f9c5d")
     assert "idle" in row(lines, "churn-de@2")
     assert row(lines, "client-idle").split()[:2] == ["-", "running"]
 

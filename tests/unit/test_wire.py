@@ -103,6 +103,7 @@ STATUS_2 = replace(
     models=(
         replace(
             STATUS.models[0],
+            wanted_version=5,
             next_version=4,
             next_state="fetching",
             events=9_000_000_000,
