@@ -42,6 +42,7 @@ _MIN_INSTANCE_CHARS = 16
 # Of problems, where only so much fits; the rest is counted.
 _PROBLEMS_SHOWN = 20
 _NAMED = 3
+_KIND_CHARS = 12
 
 _STYLES = {"lost": "bold red", "stopped": "dim", "live": "green", "waiting": "yellow", "idle": "dim"}
 _PROBLEM_STYLES = {"lost": "red", "refused": "red"}
@@ -174,16 +175,17 @@ def _state(fleet: Fleet, instance: Instance, model: ModelStatus | None) -> tuple
     if model is None:
         return str(instance.presence), ""
     coming = ""
+    is_odd = model.stale
     if model.next_version is not None:
         coming = f"{model.next_state or 'loading'} {model.next_version}"
     elif model.wanted_version not in (None, model.live_version) and any(
         refusal.version == model.wanted_version for refusal in model.refusals
     ):
-        coming = f"{model.wanted_version} refused"
+        coming, is_odd = f"{model.wanted_version} refused", True
     if model.state is ModelState.LOADING:
         return coming or "loading", "cyan"
     words = ", ".join(filter(None, (str(model.state), "stale" if model.stale else "", coming)))
-    return words, "yellow" if model.stale else _STYLES.get(model.state, "")
+    return words, "yellow" if is_odd else _STYLES.get(model.state, "")
 
 
 def _fitting(rows: Sequence[_Row], width: int | None) -> list[str]:
@@ -228,7 +230,9 @@ def _problem_line(same: Sequence[Problem]) -> Text:
         what = f"{first.model}@{first.version}"
     reason = f" ({first.reason})" if first.reason else ""
     where = f"{what}{reason} on {names}" if what else names
-    line = Text.assemble((f"{first.kind:<10}", _PROBLEM_STYLES.get(first.kind, "yellow")), printable(where), ": ")
+    line = Text.assemble(
+        (f"{first.kind:<{_KIND_CHARS}}", _PROBLEM_STYLES.get(first.kind, "yellow")), printable(where), ": "
+    )
     return line.append(printable(first.message))
 
 

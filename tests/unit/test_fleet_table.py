@@ -130,7 +130,7 @@ def test_each_model_is_summed_over_those_that_run() -> None:
 def test_what_is_wrong_on_many_is_told_once() -> None:
     many = fleet_of(*(status(f"i{number}", model(refusals=(refusal(8),))) for number in range(5)))
     (line,) = problem_lines(many.problems())
-    assert line.plain == "refused   fraud@8 (golden) on i0, i1, i2 and 2 more: version 8 is not right"
+    assert line.plain == "refused     fraud@8 (golden) on i0, i1, i2 and 2 more: version 8 is not right"
 
 
 def test_problems_are_counted_where_they_do_not_fit() -> None:
