@@ -12,7 +12,7 @@ import pytest
 from tests.documented import blocks
 
 FILES = blocks("docs/TESTING.md")
-_TIMEOUT_S = 120
+_TIMEOUT_S = 240
 
 
 @pytest.fixture
