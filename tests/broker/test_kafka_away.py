@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from confluent_kafka.admin import AdminClient
 
-from modelcast.consumer import ModelClient
+from modelcast.consumer import ModelClient, following
 from modelcast.dev.broker import LocalBroker
 from modelcast.errors import BrokerError, OutcomeUnknownError
 from modelcast.kafka import KafkaLog, transaction
@@ -22,6 +23,7 @@ from modelcast.publisher.session import RegistryWriter
 from modelcast.registry.repository import init
 from modelcast.topics import Topics
 from tests.log_contract import DEADLINE_S, fresh, put, read_to, read_until, settled_ends, values
+from tests.unit.control_rig import wait_until
 from tests.unit.linear_model import linear_model
 
 TIMEOUT_MS = 10_000
@@ -140,6 +142,36 @@ def test_an_application_starts_from_its_cache_while_the_broker_is_away_and_follo
             assert await_more() == {"stale_s": 0.0, "version": 2}
             assert await_more()["closed_s"] < DEADLINE_S
             return
+
+
+def test_f39_a_restart_while_the_registry_is_gone_serves_the_last_good_version_until_the_next_one(
+    broker: LocalBroker,
+    prefix: str,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(following, "MAX_REOPEN_S", 0.5)
+    topics, rows = Topics(prefix), {"amount": [1.0], "age": [10]}
+    folders = {"cache_dir": tmp_path / "cache", "state_dir": tmp_path / "state"}
+    with KafkaLog({"bootstrap.servers": broker.bootstrap_servers}) as log:
+        init(log, topics, blob_partitions=2)
+        RegistryWriter(log, topics).publish("fraud", linear_model(tmp_path / "one", 100.0), release=True)
+        with ModelClient(broker.bootstrap_servers, prefix=prefix, **folders) as client:
+            assert client["fraud"].version == 1
+        admin = AdminClient({"bootstrap.servers": broker.bootstrap_servers})
+        admin.delete_topics([topics.registry])[topics.registry].result()
+        wait_until(lambda: topics.registry not in log.topics(), "the registry to be gone", DEADLINE_S)
+        with ModelClient(broker.bootstrap_servers, prefix=prefix, **folders) as client:
+            fraud = client["fraud"]
+            assert fraud.predict(rows)["score"].tolist() == [111.0]
+            assert client.stale_s > 0
+            assert "what this host knew of fraud at" in caplog.text
+            init(log, topics, blob_partitions=2)
+            RegistryWriter(log, topics).publish("fraud", linear_model(tmp_path / "two", 200.0), release=True)
+            wait_until(lambda: client.stale_s == 0, "the registry to be followed again", DEADLINE_S)
+            wait_until(lambda: fraud.predict(rows)["score"].tolist() == [211.0], "the next version", DEADLINE_S)
+            assert "holds another repository now" in caplog.text
 
 
 @contextmanager

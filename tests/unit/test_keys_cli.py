@@ -50,6 +50,16 @@ def fails(*arguments: str) -> str:
     return err
 
 
+def test_how_old_releases_may_be_is_set_shown_and_checked() -> None:
+    as_json("new", "alice")
+    policy = as_json("trust", "alice", "--models", "*", "--max-age", "36h", "--when-stale", "stop")
+    assert (policy["rules"][0]["max_age_ms"], policy["rules"][0]["when_stale"]) == (36 * 3_600_000, "stop")
+    assert "at most 36h old, else stop" in call("check")[1]
+    code, _, err = call("trust", "alice", "--models", "*", "--max-age", "a while")
+    assert code == 2
+    assert "write days or hours" in err
+
+
 def test_a_key_is_made_shown_and_trusted(tmp_path: Path) -> None:
     made = as_json("new", "alice")
     assert Path(made["private_file"]) == tmp_path / "config" / "keys" / "alice.key"

@@ -9,18 +9,32 @@ from pathlib import Path
 
 import pytest
 
+from modelcast import codec
 from modelcast.consumer import following
 from modelcast.consumer.freshness import Freshness
 from modelcast.consumer.snapshot import SnapshotStore
 from modelcast.errors import BrokerError, RepositoryNotFoundError
 from modelcast.names import ModelRef
-from modelcast.trust.policy import WhenStale
+from modelcast.trust.admission import Admission, PolicyAdmission
+from modelcast.trust.policy import WhenStale, parse_policy
 
-from .control_rig import FRAUD, Rig
-from .registry_records import REPOSITORY, manifest, release
+from .control_rig import FRAUD, TOPICS, Rig
+from .registry_records import REPOSITORY, key_of, manifest, release
+from .trust_rig import policy_text, sealed
 
 CHURN = ModelRef("churn")
 OTHER = replace(REPOSITORY, uuid="0b7a4c1e-0000-4000-8000-000000000002")
+DAY_S = 24 * 3600
+
+
+class Fixed:
+    """A policy that nobody changes."""
+
+    def __init__(self, admission: Admission) -> None:
+        self.admission = admission
+
+    def changed(self) -> bool:
+        return False
 
 
 class Host(Rig):
@@ -34,6 +48,13 @@ class Host(Rig):
     def restart(self, **options: object) -> None:
         self.plane.close()
         self.plane = self.make(**options)
+
+    def sign(self, *payloads: codec.Payload) -> None:
+        """Puts records that alice signed."""
+        writer = self.log.writer()
+        for payload in payloads:
+            value = codec.encode_envelope(sealed(payload, "alice"))
+            writer.send(TOPICS.registry, key=key_of(payload), value=value, partition=0)
 
     def come_back(self) -> None:
         self.log.down = False
@@ -197,3 +218,24 @@ def test_f12_a_registry_out_of_reach_for_too_long_empties_the_slot_and_fills_it_
     assert host.live() is None
     host.come_back()
     assert host.live() == 1
+
+
+def test_f12_a_frozen_model_is_unloaded_until_there_is_a_release_of_today(tmp_path: Path) -> None:
+    rules = parse_policy(policy_text("fraud: alice") + 'max_age = "30d"\nwhen_stale = "stop"')
+    host = Host(tmp_path)
+    host.restart(trust=Fixed(PolicyAdmission(rules, lambda: 0)))
+    host.init()
+    host.sign(manifest(1), replace(release(1, 1), created_ms=int(host.now_s * 1000)))
+    host.settle()
+    assert host.live() == 1
+    host.now_s += 31 * DAY_S
+    host.settle()
+    stale = host.plane.stale(FRAUD)
+    assert stale is not None
+    assert stale.reason == "frozen"
+    assert host.live() is None
+    assert [refusal.reason for refusal in host.plane.refusals(FRAUD)] == ["stale"]
+    host.sign(replace(release(2, 1), created_ms=int(host.now_s * 1000)))
+    host.settle()
+    assert host.live() == 1
+    assert host.plane.refusals(FRAUD) == ()
