@@ -20,6 +20,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Self
@@ -138,6 +139,7 @@ class ControlPlane:
             trust=trust,
             snapshots=snapshots,
             refs=self.refs,
+            wanted=self._reconciler.wanted,
             on_change=self._wake.set,
         )
         for ref in refs:
@@ -192,6 +194,7 @@ class ControlPlane:
         """Subscribes to all models that match (`fraud-*`) and have a release, as they appear. Raises UsageError."""
         with self._lock:
             self._reconciler.follow(pattern)
+        self._follower.ask_end()  # of a large registry, their records may not have been read
         self._wake.set()
 
     def refs(self) -> tuple[ModelRef, ...]:
@@ -279,7 +282,7 @@ class ControlPlane:
             device=devices[0] if devices else self._device,
             at_ms=self._now_ms(),
             runtime=self._runtime,
-            models=tuple(line.status() for line in lines),
+            models=tuple(replace(line.status(), wanted_version=_wanted(image, line.ref)) for line in lines),
             started_ms=self._started_ms,
             heartbeat_ms=round(self._heartbeat_s * 1000),
             stale_ms=round(stale_s * 1000) or None,
@@ -288,7 +291,16 @@ class ControlPlane:
     def is_hopeless(self, ref: ModelRef) -> bool:
         """Whether waiting alone makes no version of `ref` live. Raises ModelNotFoundError."""
         line = self._reconciler.line(ref)
-        return (line.is_settled and line.is_caught_up) or is_lasting(self.fault) or is_lasting(line.fault)
+        # What this host knew of the registry may serve, whatever keeps us from the registry itself.
+        is_unread = is_lasting(self.fault) and (line.is_settled or self.image is None)
+        return (line.is_settled and line.is_caught_up) or is_unread or is_lasting(line.fault)
+
+    def absence(self, ref: ModelRef, waited_s: float) -> ModelcastError:
+        """Why no version of `ref` is live, for whoever waited so long. Raises ModelNotFoundError."""
+        line, known = self._reconciler.line(ref), self._follower.known
+        if known is not None and known.is_snapshot and ref.model not in known.image.models:
+            known = None  # that it did not know a model says nothing of the registry
+        return explain(line, None if known is None else known.image, self.fault, waited_s)
 
     def wait_live(self, ref: ModelRef, timeout_s: float, *, patient: bool = True) -> Slot:
         """Waits until a version of `ref` is live; one that is idle is loaded.
@@ -309,7 +321,7 @@ class ControlPlane:
             if (not patient and self.is_hopeless(ref)) or time.monotonic() >= deadline or self._stop.is_set():
                 if line.slot.live is not None:
                     break
-                raise explain(line, self.image, self.fault, timeout_s)
+                raise self.absence(ref, timeout_s)
         return line.slot
 
     # -- the control thread
@@ -465,12 +477,23 @@ class ControlPlane:
         with self._lock:
             slots = self._reconciler.slots()
         freed = 0
-        for slot in slots:
+        for ref, slot in slots:
             try:
-                freed += slot.reap()
+                count = slot.reap()
             except ExceptionGroup as error:
+                count = len(error.exceptions)
                 LOGGER.error("%s", error, exc_info=error)
+            if count:
+                freed += count
+                with self._lock:
+                    self._reconciler.freed(ref)
         return freed
+
+
+def _wanted(image: RegistryImage | None, ref: ModelRef) -> int | None:
+    """The version that is to be live: the one pinned, or the champion; None if there is none."""
+    entry = image.models.get(ref.model) if image is not None and ref.version is None else None
+    return ref.version if entry is None or entry.champion is None else entry.champion.version
 
 
 def _call(callback: Callable[..., None], *what: object) -> None:

@@ -226,6 +226,13 @@ class Line:
             self.slot.move(key, State.REFUSED)
         return known is None or (known.reason, known.message) != (refusal.reason, refusal.message)
 
+    def forgive(self, reason: str) -> None:
+        """What was refused for this reason is worth another try now."""
+        self.refused = {
+            key: replace(refused, retry_at_s=0.0) if refused.reason == reason else refused
+            for key, refused in self.refused.items()
+        }
+
     def find_no_room(self, version: ModelVersion, message: str, now_ms: int) -> Refusal | None:
         """Notes that a version finds no room in memory; the refusal, if that is to be told now."""
         if self.short is None or self.short.version != version.version:

@@ -24,7 +24,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from modelcast.errors import BrokerError, ModelcastError, ModelNotFoundError, ModelRefusedError, StoreError
+from modelcast.errors import (
+    BrokerError,
+    CacheError,
+    ModelcastError,
+    ModelNotFoundError,
+    ModelRefusedError,
+    OutOfMemoryError,
+    StoreError,
+)
 from modelcast.names import ModelRef, ModelVersion
 from modelcast.records import Refusal
 from modelcast.registry.image import RegistryImage
@@ -34,7 +42,7 @@ from .freshness import Stale
 from .lifecycle import State, VersionKey
 from .line import Line, Swapped
 from .loading import Job
-from .patterns import appeared, check_pattern
+from .patterns import appeared, check_pattern, matches
 from .policy import (
     FAILED_LIVE,
     Load,
@@ -168,9 +176,14 @@ class Reconciler:
 
     def follow(self, pattern: str) -> None:
         """Subscribes to the models that match, now and later. Raises UsageError if that is no pattern."""
-        self._patterns = (*self._patterns, check_pattern(pattern))
+        self._patterns = tuple(dict.fromkeys((*self._patterns, check_pattern(pattern))))
         if self._image is not None:
             self._follow((pattern,), self._image, RegistryImage())
+
+    def wanted(self) -> Callable[[str], bool]:
+        """Says of which models images must be, for what is subscribed to and followed now. For any thread."""
+        names, patterns = {ref.model for ref in self.lines}, self._patterns
+        return lambda model: model in names or matches(patterns, model)
 
     def observe(self, image: RegistryImage) -> None:
         """Takes the registry as it is now."""
@@ -211,6 +224,12 @@ class Reconciler:
         """A live version fails on what it is given."""
         self._failures.append((ref, version, message))
 
+    def freed(self, ref: ModelRef) -> None:
+        """Memory of a model was let go: others that ran out of it are tried again."""
+        for line in self.lines.values():
+            if line.ref != ref:
+                line.forgive(OutOfMemoryError.reason)
+
     # -- what is to be done
 
     def turn(
@@ -250,9 +269,9 @@ class Reconciler:
             )
         return line
 
-    def slots(self) -> list[Slot]:
+    def slots(self) -> list[tuple[ModelRef, Slot]]:
         """All that may hold something to reap."""
-        return [line.slot for line in (*self.lines.values(), *self._retired)]
+        return [(line.ref, line.slot) for line in (*self.lines.values(), *self._retired)]
 
     @property
     def is_loading(self) -> bool:
@@ -291,16 +310,21 @@ class Reconciler:
         (line, action), self._loading = self._loading, None
         if ended.servable is not None:
             line.end_load(ended.servable, ended.took_ms)
-            if line is not self.lines.get(line.ref):
+            if line is not self.lines.get(line.ref) or line.is_stopped:
                 line.clear()
             return
         if line is not self.lines.get(line.ref):
             line.loading = None
             return
         error = ended.error
+        if isinstance(error, OutOfMemoryError):  # what is kept for a rollback goes first
+            for other in self.lines.values():
+                other.slot.drop_kept()
         # A check that failed fails again on the same bytes. Anything else (broker, disk, permissions) may be mended
-        # without a word in the registry.
-        final = isinstance(error, ModelRefusedError) and not error.retriable
+        # without a word in the registry. Where the old version was unloaded first, there will be no more memory either,
+        # and to try would take what serves in its place down again.
+        alone = self._preserve is Preserve.RESOURCES and isinstance(error, OutOfMemoryError)
+        final = isinstance(error, ModelRefusedError) and (not error.retriable or alone)
         known = line.refused.get(action.key)
         attempts = known.attempts + 1 if known is not None and known.basis == action.basis else 1
         retry_at_s = None if final else at.s + retry_delay_s(attempts)
@@ -436,9 +460,9 @@ def reason_of(error: BaseException | None) -> str:
             return "broker"
         case StoreError():
             return "store"
+        case CacheError() | OSError():
+            return "disk"
         case ModelcastError():
             return "setup"
-        case OSError():
-            return "disk"
         case _:
             return "internal"

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from modelcast.errors import BrokerError, LoadError, ModelcastError, NotFoundError
+from modelcast.records import Refusal
 from modelcast.registry.image import RegistryImage
 
 from .line import Line
@@ -11,6 +14,14 @@ from .line import Line
 def is_lasting(fault: Exception | None) -> bool:
     """Whether only a person can mend it."""
     return isinstance(fault, ModelcastError) and not fault.retriable
+
+
+def refusal_words(refusals: Sequence[Refusal]) -> str:
+    """Which versions were refused, and why."""
+    return "; ".join(
+        (f"version {entry.version} ({entry.reason}): " if entry.version else f"{entry.reason}: ") + entry.message
+        for entry in refusals
+    )
 
 
 def explain(line: Line, image: RegistryImage | None, fault: Exception | None, waited_s: float) -> ModelcastError:
@@ -28,8 +39,7 @@ def explain(line: Line, image: RegistryImage | None, fault: Exception | None, wa
         return BrokerError(f"the registry was not read in {waited_s:g} s" + (f": {fault}" if fault else ""))
     refusals = line.refusals()
     if refusals:
-        words = "; ".join(f"version {entry.version} ({entry.reason}): {entry.message}" for entry in refusals)
-        return LoadError(f"no version of {str(line.ref)!r} could go live here: {words}")
+        return LoadError(f"no version of {str(line.ref)!r} could go live here: {refusal_words(refusals)}")
     try:
         image.resolve(line.ref)
     except NotFoundError as error:
