@@ -16,6 +16,7 @@ from .budget import Budget, Holding, Place
 from .freshness import Stale
 from .lifecycle import LOAD_STEPS, State, VersionKey
 from .policy import MEMORY, NO_VERSION, RefusedVersion, View
+from .rate import Calls
 from .slot import Slot
 from .status import Activity
 
@@ -86,7 +87,7 @@ class Line:
         self.fault: Exception | None = None
         self.is_caught_up = False
         self.turn = 0
-        self.activity: Callable[[], Activity] | None = None
+        self.activity: Callable[[], Activity] = Calls(self.slot)
         self._is_short_told = False
         self._uses = 0
         self._load_ms: dict[VersionKey, float] = {}
@@ -274,7 +275,7 @@ class Line:
             state = ModelState.LOADING
         elif self.is_idle:
             state = ModelState.IDLE
-        activity = self.activity() if self.activity is not None else Activity()
+        activity = self.activity()
         return replace(
             facts,
             state=state,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import queue
 import time
-from collections import deque
 from collections.abc import Callable
 
 from modelcast.errors import ModelcastError
@@ -16,15 +15,13 @@ from . import line
 from .commit import Committer
 from .control import ControlPlane
 from .loop import NO_VERSION, LoopHooks
+from .rate import Rate
 from .reports import Progressed, Recovering, Refused, Report, ScorerStats, Swapped, Waiting, WentLive
 from .sampling import EventFieldsSource
 from .servable import Servable
 from .status import Activity
 
 PROGRESS_S = 5.0
-# Rates are of the last seconds: shorter ones jump with every commit.
-RATE_WINDOW_S = 5.0
-_RATE_STEP_S = 0.5
 _MODELS_NAMED = 10  # of a registry that may hold thousands
 
 _logger = logging.getLogger(__name__)
@@ -54,7 +51,7 @@ class Observer:
         self._waiting: str | None = None
         self._swaps = 0
         self._recoveries = 0
-        self._rates: deque[tuple[float, int]] = deque([(clock(), 0)])
+        self._rate = Rate(clock())
         self._progress_at_s = clock() + PROGRESS_S
         self._measure_lag: Callable[[], int | None] = lambda: None
         self._lag: int | None = None
@@ -93,12 +90,8 @@ class Observer:
             self._tell(self._news.get())
         now = self._clock()
         totals = self._committer.totals
-        if now - self._rates[-1][0] >= _RATE_STEP_S:
-            self._rates.append((now, totals.events))
+        if self._rate.add(now, totals.events):
             self._lag = self._measure_lag()
-            while len(self._rates) > 2 and now - self._rates[1][0] > RATE_WINDOW_S:
-                self._rates.popleft()
-        since_s, before = self._rates[0]
         live = self._slot.live
         self.stats = ScorerStats(
             events=totals.events,
@@ -107,7 +100,7 @@ class Observer:
             commits=totals.commits,
             swaps=self._swaps,
             recoveries=self._recoveries,
-            events_per_s=(totals.events - before) / max(now - since_s, _RATE_STEP_S),
+            events_per_s=self._rate.per_s(now, totals.events),
             live=None if live is None else live.id,
             lag=self._lag,
         )

@@ -45,7 +45,7 @@ class Activity:
     """What one model does on this instance, counted by whoever uses it.
 
     Attributes:
-        events: Events scored, or rows predicted, since the instance started.
+        events: Events scored, or predictions asked for, since the instance started.
         events_per_s: Over the last seconds; None if nobody counts.
         lag: Events that wait in the partitions this instance has; None if there are none, or Kafka did not say.
         dead_letters: Events that could not be scored; None where there can't be any.

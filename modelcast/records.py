@@ -284,7 +284,7 @@ class ModelStatus:
         wanted_version: The version that the registry wants here, the champion or the one pinned; None if there is none.
         next_version: The version on its way to be live; None if there is none.
         next_state: How far it is, as `consumer.lifecycle.State` calls it.
-        events: Events scored, or rows predicted, since the instance started.
+        events: Events scored, or predictions asked for, since the instance started.
         events_per_s: Of those, over the last seconds; None where nobody counts.
         lag: Events that wait in the partitions this instance has; None where there are none, or Kafka did not say.
         dead_letters: Events that could not be scored since the instance started; None where there can't be any.
