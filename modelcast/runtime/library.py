@@ -22,6 +22,8 @@ _MEMORY_WORDS = (
     "failed to allocate memory",
     "smaller than requested bytes",  # the arena reached its limit
     "alloc_failed",  # cuBLAS, cuDNN
+    "allocation_failed",
+    "status_not_initialized",  # what both say where there is no room for a handle; the device itself was tried before
     "cudaerrormemoryallocation",
     "bad_alloc",
     "bad allocation",
