@@ -37,6 +37,8 @@ WITHDRAWN = "withdrawn"
 UNTRUSTED = "untrusted"
 # A version that needs more than the whole memory budget, or more than what is left of it.
 MEMORY = "memory"
+# These are decided anew each time: a version refused for one of them is free once it no longer holds.
+_DECIDED_HERE = frozenset({REPLAYED, UNKNOWN_VERSION, WITHDRAWN, UNTRUSTED, MEMORY})
 # A version that was live, and then failed on whatever it was given.
 FAILED_LIVE = "failed-live"
 
@@ -279,7 +281,7 @@ def _lost(entry: ModelEntry, sequence: int, mark: int) -> str:
 
 
 def _blocked(known: RefusedVersion | None, basis: Basis, now_s: float) -> bool:
-    if known is None or known.basis != basis:
+    if known is None or known.basis != basis or known.reason in _DECIDED_HERE:
         return False
     return known.retry_at_s is None or now_s < known.retry_at_s
 

@@ -196,6 +196,10 @@ class TestReplay:
         known = refused(RefusedVersion(key(2), REPLAYED, "", 0, Basis(2, 102, 0)))
         assert decide(registry, View(FRAUD, mark=5, refused=known)) == Nothing()
 
+    def test_a_champion_that_was_replayed_may_serve_again_in_the_place_of_a_refused_one(self) -> None:
+        replayed = RefusedVersion(key(1), REPLAYED, "", 0, Basis(1, 101, 0))
+        assert loads(decide(image([1, 2]), View(FRAUD, mark=2, refused=refused(replayed, refusal(2, 2))))) == 1
+
     def test_f39_a_registry_that_lost_its_releases_is_told_once_and_the_live_version_stays(self) -> None:
         view = View(FRAUD, live=key(2), mark=5)
         action = decide(image([]), view)
