@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
 from modelcast import codec
+from modelcast.consumer import ModelClient
 from modelcast.consumer.following import RegistryFollower
 from modelcast.errors import BrokerError, ModelNotFoundError
 from modelcast.log import LogRecord
@@ -15,9 +17,10 @@ from modelcast.registry import reader
 from modelcast.registry.delta import RegistryDelta
 from modelcast.registry.image import RegistryImage
 from modelcast.registry.reader import RegistryReader
-from modelcast.testing import MemoryLog
+from modelcast.testing import MemoryLog, Repository
 from modelcast.topics import Topics
 
+from .control_rig import wait_until
 from .registry_records import REPOSITORY, key_of, manifest, records, release
 
 TOPICS = Topics("large")
@@ -52,6 +55,10 @@ def log() -> Iterator[MemoryLog]:
             log.create(spec)
         write(log, *HISTORY)
         yield log
+
+
+def adding(bias: float) -> Callable[..., object]:
+    return lambda amount: amount + bias
 
 
 class TestDelta:
@@ -173,3 +180,26 @@ class TestFollower:
         ticket = follower.ask_end()
         follower.turn(0)
         assert follower.has_read(ticket)
+
+
+class TestClient:
+    def test_models_named_later_and_matched_later_are_found(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(reader, "MANY_RECORDS", 1)
+        monkeypatch.setenv("MODELCAST_STATE_DIR", str(tmp_path / "state"))
+        monkeypatch.setenv("MODELCAST_CACHE_DIR", str(tmp_path / "cache"))
+        repository = Repository.in_memory()
+        for bias, name in enumerate(("fraud", "spam", "churn-de", "idle")):
+            repository.publish(name, adding(bias))
+        with ModelClient(connection=repository, models=["fraud"], device="cpu") as client:
+            assert client["fraud"].predict({"amount": 1.0})["score"] == [1.0]
+            assert client["spam"].predict({"amount": 1.0})["score"] == [2.0]
+            client._plane.follow("churn-*")
+            wait_until(lambda: ModelRef("churn-de") in client._plane.refs(), "the pattern's model")
+            assert client["churn-de"].predict({"amount": 1.0})["score"] == [3.0]
+            image = client._plane.image
+            assert image is not None
+            assert sorted(image.models) == ["churn-de", "fraud", "spam"]
+            with pytest.raises(ModelNotFoundError, match="Published so far: churn-de, fraud, idle, spam"):
+                client["froud"]
