@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
+import gc
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 
 from modelcast import blobs, digest
 from modelcast.consumer.binding import EventFields
 from modelcast.consumer.lifecycle import LOAD_STEPS, State
-from modelcast.consumer.loader import Loader
+from modelcast.consumer.loader import TENSORRT_VARIABLE, TF32_VARIABLE, Loader
 from modelcast.consumer.loader import _within as within
 from modelcast.errors import (
     BindingError,
+    ConfigError,
     GoldenError,
     IntegrityError,
     LoadError,
+    MissingExtraError,
     ModelRefusedError,
+    OutOfMemoryError,
     QuarantinedError,
     SmokeRunError,
     StructureError,
@@ -182,6 +188,52 @@ def test_bad_versions_are_refused_by_name_and_leave_nothing(
     assert threading.active_count() == threads
     good = shelf.put({"model.onnx": graph(), "examples.npz": examples(tmp_path)}, tmp_path)
     loader.load(good, None).close()
+
+
+def test_f24_a_version_that_finds_no_memory_is_refused_for_that_and_leaves_nothing(
+    shelf: Shelf, loader: Loader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = shelf.put({"model.onnx": graph(), "examples.npz": examples(tmp_path)}, tmp_path)
+    real = onnxruntime.InferenceSession
+
+    def full(path: str, *args: object, **kwargs: object) -> object:
+        raise RuntimeError("CUDA failure 2: out of memory ; GPU=0 ; expr=cudaMalloc((void**)&p, size);")
+
+    for _ in range(3):  # as often as one likes: it is no crash, so nothing is quarantined
+        monkeypatch.setattr(onnxruntime, "InferenceSession", full)
+        with pytest.raises(
+            OutOfMemoryError, match=r"can't load model\.onnx: there is not enough memory on cpu"
+        ) as refused:
+            loader.load(record, None)
+        assert (refused.value.reason, refused.value.retriable) == ("out-of-memory", True)
+        assert views(tmp_path) == []
+    monkeypatch.setattr(onnxruntime, "InferenceSession", real)
+    loader.load(record, None).close()
+
+
+def test_a_closed_servable_leaves_no_session_to_the_collector(shelf: Shelf, loader: Loader, tmp_path: Path) -> None:
+    servable = loader.load(shelf.put({"model.onnx": graph(), "examples.npz": examples(tmp_path)}, tmp_path), None)
+    session = weakref.ref(servable._session._native)
+    gc.disable()
+    try:
+        servable.close()
+        assert session() is None
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize(("name", "said"), [(TENSORRT_VARIABLE, "yes"), (TF32_VARIABLE, "")])
+def test_a_switch_that_is_neither_on_nor_off_is_refused(
+    name: str, said: str, shelf: Shelf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, said)
+    with pytest.raises(ConfigError, match=f"{name} is {said!r}. Set it to 1 or 0"):
+        Loader(shelf.log, TOPICS, cache_dir=tmp_path, state_dir=tmp_path, device="cpu")
+
+
+def test_tensorrt_is_refused_at_once_where_the_runtime_has_none(shelf: Shelf, tmp_path: Path) -> None:
+    with pytest.raises(MissingExtraError, match="TensorRT is asked for"):
+        Loader(shelf.log, TOPICS, cache_dir=tmp_path, state_dir=tmp_path, device="auto", tensorrt=True)
 
 
 def test_f22_events_without_the_models_fields_are_refused(shelf: Shelf, loader: Loader, tmp_path: Path) -> None:
