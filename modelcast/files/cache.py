@@ -27,7 +27,7 @@ import os
 import shutil
 import stat
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import Enum
@@ -55,6 +55,7 @@ _LEFTOVER_S = 3600.0
 _READ_BYTES = 1 << 20
 # Half of the processors are left to whoever scores meanwhile; a disk gives no more than a few threads can take.
 _HASHERS = max(1, min(4, (os.cpu_count() or 1) // 2))
+NONE_CHECKED: Mapping[str, Path] = {}
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 # Too many links, or a file system that has none.
 _UNLINKABLE = frozenset({errno.EMLINK, errno.EPERM, errno.ENOTSUP, errno.EXDEV})
@@ -124,10 +125,9 @@ class Cache:
     def has(self, entry: FileEntry) -> bool:
         """Whether a file of this digest and size is there; its bytes are not looked at."""
         try:
-            status = self._path(entry).lstat()
+            return _may_be(self._path(entry).lstat(), entry)
         except OSError:
             return False
-        return stat.S_ISREG(status.st_mode) and status.st_size == entry.size
 
     @contextlib.contextmanager
     def lock(self, model: str, patience_s: float) -> Iterator[Callable[[], None]]:
@@ -204,8 +204,11 @@ class Cache:
         finally:
             self.release(folder)
 
-    def keep(self, entry: FileEntry, partial: Path) -> None:
+    def keep(self, entry: FileEntry, partial: Path) -> bool:
         """Takes over a whole file written within a fetch, whose digest was checked.
+
+        Returns:
+            Whether it stays on hold too, under the name it was written by.
 
         Raises:
             CacheError: The cache can't be written, or somebody removed the file.
@@ -224,6 +227,7 @@ class Cache:
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
             staged.replace(path)
+        return staged is not partial
 
     def drop(self, entry: FileEntry) -> None:
         """Removes a file found damaged; sessions that mapped it are not touched."""
@@ -236,14 +240,15 @@ class Cache:
         self._seals.drop(entry.digest)
 
     def view(
-        self, files: Collection[FileEntry], *, checked: Collection[str] = (), of: Manifest | None = None
+        self, files: Collection[FileEntry], *, checked: Mapping[str, Path] = NONE_CHECKED, of: Manifest | None = None
     ) -> tuple[Path, dict[FileEntry, Flaw]]:
         """A private folder that holds these files only, under their paths.
 
         Args:
             files: What it shall hold, paths and all.
             of: The version they are, noted for people who look at the cache.
-            checked: Digests of files whose bytes were checked just now.
+            checked: By digest, files on hold whose bytes were checked just now: these are taken, whatever others put
+                in their place meanwhile, and not hashed again.
 
         Returns:
             The folder, and the files that are missing or damaged: if any, the folder is gone, and the files are to be
@@ -266,7 +271,7 @@ class Cache:
                     target = folder / check_path(entry.path)
                     target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
                     try:
-                        seal = self._link(entry, target)
+                        seal = self._link(entry, checked.get(entry.digest, self._path(entry)), target)
                     except FileNotFoundError:  # never here, or another process trimmed or dropped it
                         bad[entry] = Flaw.MISSING
                     except _NotTheFileError:
@@ -354,11 +359,9 @@ class Cache:
     def _path(self, entry: FileEntry) -> Path:
         return self._blobs / digest.hex_part(entry.digest)
 
-    def _link(self, entry: FileEntry, target: Path) -> Seal | None:
+    def _link(self, entry: FileEntry, source: Path, target: Path) -> Seal | None:
         """Links a file, used now and so the last to be removed; None if its bytes are known to be right."""
-        source = self._path(entry)
-        if not self.has(entry):
-            source.lstat()
+        if not _may_be(source.lstat(), entry):
             raise _NotTheFileError
         try:
             return self._seals.link(entry.digest, source, target)
@@ -430,11 +433,15 @@ def _age_s(path: Path) -> float:
         return 0.0
 
 
+def _may_be(status: os.stat_result, entry: FileEntry) -> bool:
+    """Whether it is a file of the size that is wanted."""
+    return stat.S_ISREG(status.st_mode) and status.st_size == entry.size
+
+
 def _is_whole(path: Path, entry: FileEntry) -> bool:
     flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0)
     with contextlib.closing(os.fdopen(os.open(path, flags), "rb", buffering=0)) as file:
-        status = os.fstat(file.fileno())
-        if not stat.S_ISREG(status.st_mode) or status.st_size != entry.size:
+        if not _may_be(os.fstat(file.fileno()), entry):
             return False
         hasher = hashlib.sha256()
         while block := file.read(_READ_BYTES):

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -24,6 +24,7 @@ from pathlib import Path
 from modelcast.blobs import check_path
 from modelcast.errors import BrokerError, CacheError, IntegrityError, OffsetOutOfRangeError, StructureError
 from modelcast.files.cache import Cache, Flaw
+from modelcast.files.limit import LIMIT_VARIABLE
 from modelcast.files.sink import Progress, Sink, Target
 from modelcast.files.store import FileStore
 from modelcast.files.store_url import NO_STORES, Stores, StoreUrl
@@ -38,7 +39,8 @@ STALL_S = 30.0
 # Another process of this host may be fetching the same model: it is waited for as long as something comes to it. One
 # to which nothing comes fails before this, so whoever is silent for longer is stopped or hangs.
 LOCK_PATIENCE_S = STALL_S + 15.0
-# Once damaged files were replaced, what is damaged again was damaged by something that goes on.
+# Once damaged files were replaced, what is damaged again was damaged by something that goes on. It says nothing of
+# the model: its bytes were right when they came.
 _ATTEMPTS = 3
 _POLL_S = 0.1
 # Records that are cheaper to read over than to seek past: a seek drops what the client fetched ahead.
@@ -105,7 +107,7 @@ class Fetcher:
             StoreNotAllowedError: The manifest names a store that is not one of `stores`.
             BrokerError: The topic can't be read, or nothing came for `stall_s`.
             StoreError: The store can't be read.
-            CacheError: The cache can't be written, the disk is too small, or others remove what was fetched.
+            CacheError: The cache can't be written, the disk is too small, or others remove or damage what was fetched.
         """
         manifest = record.manifest
         _check_tree(manifest.files)
@@ -119,36 +121,43 @@ class Fetcher:
                 return view
             for entry in (entry for entry, flaw in bad.items() if flaw is Flaw.DAMAGED):
                 self._cache.drop(entry)
-        damaged = [entry.path for entry, flaw in bad.items() if flaw is Flaw.DAMAGED]
-        if damaged:
-            raise IntegrityError(f"file {damaged[0]!r} of {manifest.id} is damaged in the cache whenever it is fetched")
+        entry, flaw = next(iter(bad.items()))
+        what = f"file {entry.path!r} of {manifest.id}"
+        if flaw is Flaw.DAMAGED:
+            raise CacheError(
+                f"{what} was damaged in the model cache {self._cache.root} each time it was fetched",
+                hint=f"Its disk fails, or something writes into that folder: set {CACHE_VARIABLE} to another.",
+            )
         raise CacheError(
-            f"file {next(iter(bad)).path!r} of {manifest.id} was removed from the model cache {self._cache.root} "
-            "by another process each time it was fetched",
-            hint=f"The cache is too small for the models used at once: set {CACHE_VARIABLE} to a folder of its own for "
-            "each service, or run fewer of them at once.",
+            f"{what} was removed from the model cache {self._cache.root} by another process each time it was fetched",
+            hint=f"The cache is too small for the models used at once: raise {LIMIT_VARIABLE}, or give each service "
+            f"a folder of its own by {CACHE_VARIABLE}.",
         )
 
     def _attempt(self, record: VersionRecord, progress: Progress | None) -> tuple[Path, Mapping[FileEntry, Flaw], bool]:
         """A view, what is wrong with it, and whether anything was fetched for it."""
         manifest = record.manifest
         missing = self._missing(manifest)
+        fetched: Mapping[str, Path] = {}
         with contextlib.ExitStack() as until_viewed:
             if missing:
                 with self._cache.lock(manifest.model, LOCK_PATIENCE_S) as go_on:
                     missing = self._missing(manifest)  # another process may have fetched them meanwhile
                     hold = until_viewed.enter_context(self._cache.hold(manifest.files))
-                    self._download(record, missing, hold, _both(go_on, progress))
-            view, bad = self._cache.view(manifest.files, checked={entry.digest for entry in missing}, of=manifest)
+                    fetched = self._download(record, missing, hold, _both(go_on, progress))
+            view, bad = self._cache.view(manifest.files, checked=fetched, of=manifest)
         return view, bad, bool(missing)
 
     def _missing(self, manifest: Manifest) -> list[FileEntry]:
         """Files that are not in the cache, one of each digest."""
         return list({e.digest: e for e in manifest.files if not self._cache.has(e)}.values())
 
-    def _download(self, record: VersionRecord, missing: Sequence[FileEntry], hold: Path, progress: Progress) -> None:
+    def _download(
+        self, record: VersionRecord, missing: Sequence[FileEntry], hold: Path, progress: Progress
+    ) -> Mapping[str, Path]:
+        """Fetches files into the cache; where those lie on hold that do, by digest."""
         if not missing:
-            return
+            return {}
         manifest = record.manifest
         store = None if manifest.store is None else self._stores.check(manifest.store, manifest.id)
         total = sum(entry.size for entry in missing)
@@ -166,6 +175,7 @@ class Fetcher:
             if not target.is_kept:
                 fault = target.fault or IntegrityError(f"file {target.entry.path!r} was not found on the topic")
                 raise fault if store is None else _altered(fault, store)
+        return {digest: target.partial for digest, target in targets.items() if target.is_on_hold}
 
     def _by_hints(
         self, record: VersionRecord, targets: Mapping[str, Target], is_done: Callable[[], bool]
@@ -250,13 +260,18 @@ def _altered(fault: IntegrityError, store: StoreUrl) -> IntegrityError:
     )
 
 
-def _check_tree(files: Iterable[FileEntry]) -> None:
+def _check_tree(files: Collection[FileEntry]) -> None:
     paths = {check_path(entry.path) for entry in files}
     for path in paths:
         parts = path.split("/")
         for depth in range(1, len(parts)):
             if "/".join(parts[:depth]) in paths:
                 raise StructureError(f"{path!r} of the model lies below another of its files")
+    sizes: dict[str, FileEntry] = {}
+    for entry in files:
+        other = sizes.setdefault(entry.digest, entry)
+        if other.size != entry.size:
+            raise IntegrityError(f"files {other.path!r} and {entry.path!r} have one digest and two sizes")
 
 
 def _courses(hints: Iterable[ChunkHint], begins: Mapping[int, int], ends: Mapping[int, int]) -> dict[int, _Course]:

@@ -44,6 +44,7 @@ class Target:
         self.is_begun = False
         self.is_doubled = False  # a chunk came when all were there
         self.is_kept = False
+        self.is_on_hold = False  # the file is still there under the name it was written by
 
 
 class Sink:
@@ -147,7 +148,7 @@ class Sink:
             return
         if self._open is not None and self._open[0] is target:
             self._close_file()
-        self._cache.keep(target.entry, target.partial)
+        target.is_on_hold = self._cache.keep(target.entry, target.partial)
         target.is_kept = True
 
     def _hash(self) -> None:
