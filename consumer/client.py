@@ -19,13 +19,14 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Protocol, Self
 
 from modelcast import folders, runtime
 from modelcast.config import Connection
+from modelcast.errors import ModelNotFoundError, UsageError
 from modelcast.files.store_url import Stores
 from modelcast.log import Log
 from modelcast.names import ModelRef
@@ -34,12 +35,15 @@ from modelcast.topics import Topics
 from modelcast.trust.watch import watch_policy
 
 from .aside import Aside
+from .budget import IDLE_S
 from .control import ControlPlane
+from .freshness import Freshness
 from .hooks import Hooks
 from .life import Life
 from .line import Swapped
 from .loader import Loader
 from .model import DEFAULT_TIMEOUT_S, Host, Model, Prediction
+from .patterns import check_pattern, is_pattern
 from .snapshot import SnapshotStore
 
 __all__ = ["DEFAULT_TIMEOUT_S", "Model", "ModelClient", "Prediction"]
@@ -60,7 +64,8 @@ class ModelClient:
     Args:
         bootstrap_servers: `host:port[,…]`; by default `MODELCAST_BOOTSTRAP_SERVERS`, the properties file, or the
             running dev broker.
-        models: Names (`fraud`, `fraud@3`) to be loaded from the start; others are loaded when first named.
+        models: Names (`fraud`), pins (`fraud@3`) and patterns (`fraud-*`) to be loaded from the start; others are
+            loaded when first named. A pattern also means models that are released later.
         prefix: The repository's topic prefix.
         properties: librdkafka properties.
         properties_file: A file of them.
@@ -72,13 +77,20 @@ class ModelClient:
         trust_policy: Which keys may sign for which models (docs/TRUST.md); by default `MODELCAST_TRUST_POLICY`. Without
             one, every version counts.
         instance: What this client is called on the status topic.
-        timeout_s: How long `client[name]` waits for a model that is on its way.
+        timeout_s: How long `client[name]` waits for a model that is on its way, and `predict` for one that was
+            unloaded to make room.
         keep: Versions kept loaded behind each live one, for a rollback that takes no time: 1 or 0.
+        memory_budget_bytes: What all models together may take; None for no limit. What does not fit makes room by
+            unloading what is kept, then models that nobody used for `idle_s`; those are loaded again when asked for.
+        idle_s: See `memory_budget_bytes`.
+        max_stale_s: For how long the registry may be out of reach; None for as long as it takes.
+        when_stale: What happens then: `keep` what is live and say so, or `stop` predicting until it is followed again.
         connection: In the place of everything about Kafka above.
 
     Raises:
         MissingExtraError: No ONNX Runtime is installed.
         ConfigError: A setting or the trust policy is wrong.
+        UsageError: A name, pattern or limit is none.
         BrokerError: No broker is named anywhere.
     """
 
@@ -98,9 +110,17 @@ class ModelClient:
         instance: str | None = None,
         timeout_s: float = DEFAULT_TIMEOUT_S,
         keep: int = 1,
+        memory_budget_bytes: int | None = None,
+        idle_s: float = IDLE_S,
+        max_stale_s: float | None = None,
+        when_stale: str = "keep",
         connection: _Connects | None = None,
     ) -> None:
-        refs = [ModelRef.parse(name) for name in models or ()]
+        names = (models,) if isinstance(models, str) else tuple(models or ())
+        patterns = [check_pattern(name) for name in names if is_pattern(name)]
+        refs = [ModelRef.parse(name) for name in names if not is_pattern(name)]
+        _check_limits(keep, memory_budget_bytes, idle_s)
+        freshness = Freshness.of(max_stale_s, when_stale)
         allowed = Stores.resolve(stores)
         versions = runtime.versions()
         runtime.check_device(device)
@@ -135,11 +155,16 @@ class ModelClient:
             device=device,
             runtime=versions,
             keep=keep,
+            memory_budget_bytes=memory_budget_bytes,
+            idle_s=idle_s,
+            freshness=freshness,
             snapshots=SnapshotStore.of(self._connection, cache_dir)
             if isinstance(self._connection, Connection)
             else None,
             trust=trust,
         )
+        for pattern in patterns:
+            self._plane.follow(pattern)
         self._plane.on_swap(self._hooks.swapped)
         self._plane.on_refused(self._hooks.refused)
         self._host = Host(self._plane, self._life, self._hooks, self._aside, timeout_s)
@@ -168,22 +193,60 @@ class ModelClient:
     def model(self, name: str) -> Model:
         """As `client[name]`, without waiting: `wait_live` on it waits for what is yet to be published."""
         self._life.check()
+        if is_pattern(name):
+            raise UsageError(
+                f"{name!r} is a pattern, not one model", hint="Use follow(…): models holds all that match so far."
+            )
         ref = ModelRef.parse(name)
         with self._lock:
             if ref not in self._models:
                 self._models[ref] = Model(self._host, ref, self._plane.subscribe(ref))
             return self._models[ref]
 
-    def wait_live(self, names: Sequence[str], timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
-        """Waits until every model named is live, also for those not published yet; raises as `client[name]`."""
+    def _known(self, ref: ModelRef) -> Model:
+        """A model that is subscribed to; raises ModelNotFoundError if it is not."""
+        with self._lock:
+            if ref not in self._models:
+                self._models[ref] = Model(self._host, ref, self._plane.slot(ref))
+            return self._models[ref]
+
+    @property
+    def models(self) -> Mapping[str, Model]:
+        """All that is subscribed to now, by name: what was named, and what patterns brought. Never waits."""
+        self._life.check()
+        return _Models(self._plane.refs, self._known)
+
+    def follow(self, pattern: str) -> None:
+        """Subscribes to all models whose name matches (`fraud-*`), now and as they are released. Raises UsageError."""
+        self._life.check()
+        self._plane.follow(pattern)
+
+    def unsubscribe(self, name: str) -> None:
+        """Lets go of a model, also of one a pattern brought, until it is named again.
+
+        Raises:
+            ModelNotFoundError: It is not subscribed to.
+        """
+        self._life.check()
+        ref = ModelRef.parse(name)
+        with self._lock:
+            self._plane.unsubscribe(ref)
+            self._models.pop(ref, None)
+
+    def wait_live(self, names: Sequence[str] | None = None, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
+        """Waits until every model is live, also one not published yet; raises as `client[name]`.
+
+        Args:
+            names: All that is subscribed to by now, if None.
+        """
         deadline = time.monotonic() + timeout_s
-        for name in names:
+        for name in self.models if names is None else names:
             self.model(name).wait_live(max(0.0, deadline - time.monotonic()))
 
-    async def wait_live_async(self, names: Sequence[str], timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
+    async def wait_live_async(self, names: Sequence[str] | None = None, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
         """As `wait_live`, for event loops."""
         deadline = time.monotonic() + timeout_s
-        for name in names:
+        for name in self.models if names is None else names:
             await self.model(name).wait_live_async(max(0.0, deadline - time.monotonic()))
 
     def on_swap(self, callback: Callable[[Swapped], None]) -> None:
@@ -201,6 +264,11 @@ class ModelClient:
         """Seconds since the registry could last be followed; 0 while it is."""
         self._life.check()
         return self._plane.stale_s
+
+    @property
+    def is_stale(self) -> bool:
+        """Whether the registry can't be followed: what is live may not be the newest."""
+        return self.stale_s > 0
 
     @property
     def status(self) -> InstanceStatus:
@@ -237,3 +305,37 @@ class ModelClient:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.aclose()
+
+
+class _Models(Mapping[str, Model]):
+    """What a client is subscribed to, as it is when it is looked at."""
+
+    def __init__(self, refs: Callable[[], Sequence[ModelRef]], known: Callable[[ModelRef], Model]) -> None:
+        self._refs = refs
+        self._known = known
+
+    def __getitem__(self, name: str) -> Model:
+        try:
+            return self._known(ModelRef.parse(name))
+        except (UsageError, ModelNotFoundError):
+            raise KeyError(name) from None
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(sorted(str(ref) for ref in self._refs()))
+
+    def __len__(self) -> int:
+        return len(self._refs())
+
+    def __repr__(self) -> str:
+        return repr(list(self.values()))
+
+
+def _check_limits(keep: int, memory_budget_bytes: int | None, idle_s: float) -> None:
+    if keep not in {0, 1}:
+        raise UsageError(f"keep can't be {keep!r}", hint="Keep 1 version for rollbacks, or 0.")
+    if memory_budget_bytes is not None and memory_budget_bytes <= 0:
+        raise UsageError(
+            f"a memory budget of {memory_budget_bytes} bytes holds no model", hint="Leave it out for no limit."
+        )
+    if not idle_s >= 0:
+        raise UsageError(f"idle_s can't be {idle_s:g}", hint="Give seconds, 0 or more.")

@@ -24,9 +24,11 @@ from modelcast.runtime import Array
 
 from .aside import Aside, Pace
 from .rows import Rows, check_feeds, columns_of, count_of
+from .waiting import refusal_words
 
 if TYPE_CHECKING:
     from .control import ControlPlane
+    from .freshness import Stale
     from .hooks import Hooks
     from .life import Life
     from .line import Swapped
@@ -115,6 +117,21 @@ class Model:
         self._life.check()
         return self._host.plane.refusals(self.ref)
 
+    @property
+    def stale(self) -> Stale | None:
+        """Why what is known of this model is older than it may be (`max_stale_s`, or the trust policy's `max_age`).
+
+        None while it is not. Nothing is live where `stop` is true.
+        """
+        self._life.check()
+        return self._host.plane.stale(self.ref)
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether it was unloaded, or never loaded, for want of memory: it is loaded when it is asked for."""
+        self._life.check()
+        return self._host.plane.is_idle(self.ref)
+
     def predict(self, rows: Rows) -> Prediction:
         """Runs the live version on rows.
 
@@ -196,20 +213,25 @@ class Model:
 
     async def live_async(self, timeout_s: float, *, patient: bool) -> None:
         """As `ControlPlane.wait_live`, by looking now and then: a thread that waits could not be cancelled."""
-        plane, deadline = self._host.plane, time.monotonic() + timeout_s
         self._life.check()
-        while self._slot.live is None:
-            if time.monotonic() >= deadline or (not patient and plane.is_hopeless(self.ref)):
-                plane.wait_live(self.ref, 0.0, patient=patient)
-                return
+        plane, deadline = self._host.plane, time.monotonic() + timeout_s
+        if not self._is_live():
+            plane.wake(self.ref)
+        while not self._is_live():
+            over = time.monotonic() >= deadline or (not patient and plane.is_hopeless(self.ref))
+            if over and not self._is_live():  # it may have become so meanwhile
+                raise plane.absence(self.ref, timeout_s)
             await asyncio.sleep(_LOOK_S)
             self._life.check()
+
+    def _is_live(self) -> bool:
+        return self._slot.live is not None
 
     def _roused(self, work: Callable[[Servable], Mapping[str, Array]]) -> Prediction:
         """Has the model loaded again if it was unloaded to make room, and runs it then."""
         for _ in range(_MAX_ROUSINGS):
-            if self._slot.live is None:
-                self._wake()
+            if not self._is_live():
+                self._check_idle()
                 self._host.plane.wait_live(self.ref, self._host.timeout_s, patient=False)
             try:
                 with self._slot.lease() as servable:
@@ -218,20 +240,21 @@ class Model:
                 continue
         raise self._absence()
 
-    def _wake(self) -> None:
-        raise self._absence()
+    def _check_idle(self) -> None:
+        """Raises what keeps the model from being live, unless it was unloaded to make room."""
+        if not self._host.plane.is_idle(self.ref):
+            raise self._absence()
 
     def _absence(self) -> ModelNotFoundError | LoadError:
         refusals = self._host.plane.refusals(self.ref)
         if not refusals:
             return ModelNotFoundError(f"no version of {self.name!r} is live yet", hint="Wait for one: wait_live(…)")
-        words = "; ".join(f"version {entry.version} ({entry.reason}): {entry.message}" for entry in refusals)
-        return LoadError(f"no version of {self.name!r} is live: {words}")
+        return LoadError(f"no version of {self.name!r} is live: {refusal_words(refusals)}")
 
     async def _beside(self, work: Callable[[], Prediction], rows: int | None) -> Prediction:
         self._life.check()
-        if self._slot.live is None:
-            self._wake()
+        if not self._is_live():
+            self._check_idle()
             await self.live_async(self._host.timeout_s, patient=False)
         generation = self._slot.generation
         inline = self._pace.is_quick(generation, rows)

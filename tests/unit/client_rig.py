@@ -7,6 +7,7 @@ from pathlib import Path
 from modelcast.consumer import ModelClient
 from modelcast.log import Log
 from modelcast.publisher.session import RegistryWriter
+from modelcast.records import Manifest
 from modelcast.registry.repository import init
 from modelcast.testing.memory import MemoryLog
 from modelcast.topics import Topics
@@ -24,7 +25,7 @@ class Repository:
         self.topics = Topics("t")
         self.log = MemoryLog()
         self.writer = RegistryWriter(self.log, self.topics)
-        self.count = 0
+        self.manifests: list[Manifest] = []
         if initialised:
             init(self.log, self.topics, blob_partitions=2)
 
@@ -32,9 +33,9 @@ class Repository:
         return self.log
 
     def publish(self, bias: float, *, model: str = "fraud", release: bool = True, golden_off_by: float = 0.0) -> int:
-        self.count += 1
-        prepared = linear_model(self.folder / f"source-{self.count}", bias, golden_off_by=golden_off_by)
-        return self.writer.publish(model, prepared, release=release).manifest.version
+        prepared = linear_model(self.folder / f"source-{len(self.manifests)}", bias, golden_off_by=golden_off_by)
+        self.manifests.append(self.writer.publish(model, prepared, release=release).manifest)
+        return self.manifests[-1].version
 
     def client(self, **options: object) -> ModelClient:
         return ModelClient(

@@ -58,25 +58,16 @@ def test_the_graphs_own_inputs_are_run_as_they_are(repository: Repository, clien
     assert client["fraud"].run({"x": np.empty((0, 2), np.float32)})["score"].tolist() == []
 
 
-@pytest.mark.parametrize(
-    ("feeds", "message"),
-    [
-        ({}, "input 'x' is missing"),
-        ({"y": np.ones((1, 2), np.float32)}, "input 'x' is missing. Its inputs are: x"),
-        ({"x": np.ones((1, 2), np.float32), "y": np.ones(1)}, "the model has no input 'y'"),
-        ({"x": np.ones((1, 2))}, "input 'x' is an array of float64, the model needs an array of float32"),
-        ({"x": [[1.0, 2.0]]}, "input 'x' is a list"),
-        ({"x": 1.0}, "input 'x' is a float"),
-        ({"x": np.ones((1, 3), np.float32)}, r"input 'x' has shape \[1, 3\], the model needs \[N, 2\]"),
-        ({"x": np.ones(2, np.float32)}, r"shape \[2\], the model needs \[N, 2\]"),
-    ],
-)
-def test_inputs_the_graph_does_not_take_are_named(
-    repository: Repository, client: ModelClient, feeds: object, message: str
-) -> None:
+def test_inputs_the_graph_does_not_take_are_named(repository: Repository, client: ModelClient) -> None:
     repository.publish(100.0)
-    with pytest.raises(BindingError, match=message):
-        client["fraud"].run(feeds)
+    for feeds, message in (
+        ({}, "input 'x' is missing"),
+        ({"x": 1.0}, "input 'x' is a float"),
+        ({"x": np.ones((1, 2))}, "input 'x' is an array of float64, the model needs an array of float32"),
+        ({"x": np.ones((1, 3), np.float32)}, r"input 'x' has shape \[1, 3\], the model needs \[N, 2\]"),
+    ):
+        with pytest.raises(BindingError, match=message):
+            client["fraud"].run(feeds)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 
 from modelcast.consumer.binding import Binding
-from modelcast.consumer.rows import columns_of
+from modelcast.consumer.rows import check_feeds, columns_of, count_of
 from modelcast.errors import BindingError
 from modelcast.records import DType, InputBinding, Signature
 from modelcast.tensors import FieldSpec
@@ -181,3 +181,55 @@ def test_what_is_missing_or_uneven_is_named_by_the_binding() -> None:
         binding.feeds(columns_of({"amount": [1.0]}, binding.specs))
     with pytest.raises(BindingError, match="one value per row"):
         binding.feeds(columns_of({"amount": [1.0, 2.0], "count": [1, 2, 3]}, binding.specs))
+
+
+@pytest.mark.parametrize(
+    ("rows", "count"),
+    [
+        ({}, 1),
+        ({"amount": 1.0, "country": "de"}, 1),
+        ({"country": "de", "night": np.array(True), "amount": np.ones(7)}, 7),
+        (RECORDS, 2),
+        (pl.DataFrame(TABLE), 2),
+        (Stream(pl.DataFrame(TABLE)), None),
+    ],
+)
+def test_how_many_rows_there_are_is_told_without_a_look_at_them(rows: Any, count: int | None) -> None:
+    assert count_of(rows) == count
+
+
+FEEDS = {"x": np.ones((3, 2), np.float32), "text": np.array(["a", "b", "c"], dtype=object)}
+INPUTS = Signature(
+    (
+        InputBinding("x", DType.FLOAT32, (None, 2), ("amount", "age")),
+        InputBinding("text", DType.STRING, (None,), ("text",)),
+    ),
+    (),
+)
+
+
+def test_the_graphs_own_inputs_are_taken() -> None:
+    check_feeds(FEEDS, INPUTS)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"x": None}, "input 'x' is a NoneType, the model needs an array of float32"),
+        ({"x": [[1.0, 2.0]]}, "input 'x' is a list"),
+        ({"y": np.ones(1)}, "the model has no input 'y'. Its inputs are: x, text"),
+        ({"x": np.ones((3, 2))}, "input 'x' is an array of float64, the model needs an array of float32"),
+        ({"x": np.ones((3, 3), np.float32)}, r"input 'x' has shape \[3, 3\], the model needs \[N, 2\]"),
+        ({"x": np.ones(2, np.float32)}, r"shape \[2\], the model needs \[N, 2\]"),
+        ({"text": np.array(["a"] * 3)}, "input 'text' is an array of <U1, the model needs an array of object"),
+        ({"text": np.array(["a"], dtype=object)}, r"input 'text' has shape \[1\], the model needs \[N\], N is 3 here"),
+    ],
+)
+def test_inputs_that_are_not_the_graphs_are_named(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(BindingError, match=message):
+        check_feeds(FEEDS | change, INPUTS)
+
+
+def test_an_input_that_is_missing_is_named() -> None:
+    with pytest.raises(BindingError, match="input 'text' is missing"):
+        check_feeds({"x": FEEDS["x"]}, INPUTS)
