@@ -116,8 +116,9 @@ class Fetcher:
             view, bad, is_fetched = self._attempt(record, progress)
             if not bad:
                 if is_fetched or not self._is_trimmed:
-                    self._cache.trim()
                     self._is_trimmed = True
+                    with contextlib.suppress(CacheError):  # which costs space, not the version
+                        self._cache.trim()
                 return view
             for entry in (entry for entry, flaw in bad.items() if flaw is Flaw.DAMAGED):
                 self._cache.drop(entry)
