@@ -37,7 +37,7 @@ from modelcast.trust.watch import NO_POLICY, Watch
 
 from .keeper import Keeper
 from .policy import retry_delay_s
-from .snapshot import SnapshotStore, image_of
+from .snapshot import Snapshot, SnapshotStore, image_of
 
 LOGGER: Final = logging.getLogger("modelcast.control")
 
@@ -119,6 +119,8 @@ class RegistryFollower:
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self._lock = threading.Lock()  # of `_known` and `_asked`, which two threads write
+        self._standing_in = threading.Lock()  # held until what was kept is published
+        self._stood_in_on: tuple[Admission, frozenset[str]] | None = None
         self._known: Known | None = None
         self._is_known = threading.Event()
         self._asked = self._read = 0
@@ -378,10 +380,23 @@ class RegistryFollower:
         """Publishes what was kept on this host, unless the registry itself was read meanwhile."""
         if self._snapshots is None:
             return
-        admission = self._trust.admission
-        found = self._snapshots.load({ref.model for ref in self._refs()})
+        with self._standing_in:
+            basis = (self._trust.admission, frozenset(ref.model for ref in self._refs()))
+            if basis == self._stood_in_on:
+                return
+            self._stood_in_on = basis
+            self._publish_kept(self._snapshots.load(basis[1]), basis[0])
+
+    def _publish_kept(self, found: Collection[Snapshot], admission: Admission) -> None:
         image = image_of(found, admission)
+        if image is not None:
+            _complain(image, ())
         if image is None or not image.models:
+            if found:
+                LOGGER.warning(
+                    "the registry can't be read, and what this host knew of %s does not count",
+                    _named({snapshot.model for snapshot in found}),
+                )
             return
         now_s, now_ms = self._clock(), self._now_ms()
         read_ms = {snapshot.model: snapshot.read_ms for snapshot in found if snapshot.model in image.models}
@@ -391,7 +406,6 @@ class RegistryFollower:
                 return
             self._known = Known(image, admission, is_snapshot=True, read_at_s=read_at_s)
             self._is_known.set()
-        _complain(image, ())
         LOGGER.warning(
             "the registry can't be read: what this host knew of %s at %s stands in for it until it can, and nothing "
             "newer is known",

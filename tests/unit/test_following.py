@@ -265,11 +265,17 @@ class TestStartWithoutKafka:
 class TestTrust:
     """What a snapshot says is judged by the policy of the moment it is used."""
 
-    def test_a_key_revoked_meanwhile_counts_for_nothing_at_a_start_without_kafka(self, follows: Follows) -> None:
+    def test_a_key_revoked_meanwhile_counts_for_nothing_at_a_start_without_kafka(
+        self, follows: Follows, caplog: pytest.LogCaptureFixture
+    ) -> None:
         self._publish_signed(follows, admission("fraud: alice"))
         restarted = follows.follower(trust=ChangingPolicy(admission("fraud: alice", alice='revoked = "leaked"')))
-        restarted.turn(0.0)
+        for _ in range(3):
+            restarted.turn(0.0)
+            follows.now_s += following.MAX_REOPEN_S
         assert restarted.image is None
+        assert "the key of alice was revoked (leaked)" in caplog.text
+        assert caplog.text.count("what this host knew of fraud does not count") == 1
 
     def test_a_key_that_expired_meanwhile_counts_for_nothing(self, follows: Follows) -> None:
         self._publish_signed(follows, admission("fraud: alice", alice="expires = 2027-06-30"))
