@@ -39,6 +39,7 @@ from .freshness import Freshness, Stale
 from .line import Line, Swapped
 from .loading import LoadWorker, Outcome, Step, VersionLoader
 from .policy import Preserve, retry_delay_s
+from .reaper import Reaper
 from .reconciler import MAX_FOLLOWED, Evicted, Moment, News, Reconciler, Refused
 from .servable import memory_need
 from .slot import Slot
@@ -113,6 +114,8 @@ class ControlPlane:
         self._runtime = dict(runtime or {})
         self._heartbeat_s = heartbeat_s
         self._freshness = freshness or Freshness()
+        self._is_short = memory_budget_bytes is not None or preserve is Preserve.RESOURCES
+        self._reaper = Reaper()
         self._clock, self._now_ms = clock, now_ms
         self._started_ms = now_ms()
         self._wake = threading.Event()
@@ -336,7 +339,7 @@ class ControlPlane:
             turn = self._turn()
             try:
                 self._tell(turn.news)
-                freed = self._reap()  # first, so that its memory is free for the load
+                freed = self._reap(at_once=self._is_short)  # first, so that its memory is free for the load
             finally:
                 if turn.load is not None:
                     LOGGER.info("loading %s", turn.load.action.key)
@@ -344,7 +347,7 @@ class ControlPlane:
             if not freed:
                 break
         self._reporter.report(self.status_snapshot())
-        return turn.due_s
+        return min((due_s for due_s in (turn.due_s, self._reaper.due_s) if due_s is not None), default=None)
 
     def _run(self) -> None:
         failures, due_s = 0, None
@@ -368,7 +371,7 @@ class ControlPlane:
         with self._lock:
             for line in self._reconciler.lines.values():
                 line.clear()
-        self._reap()
+        self._reap(at_once=True)
         self._follower.close()
 
     def _turn(self) -> Turn:
@@ -473,21 +476,14 @@ class ControlPlane:
                 case Evicted(ref, version):
                     LOGGER.info("%s was idle, and makes room for another model until somebody asks for it", version)
 
-    def _reap(self) -> int:
+    def _reap(self, *, at_once: bool = False) -> bool:
         with self._lock:
             slots = self._reconciler.slots()
-        freed = 0
-        for ref, slot in slots:
-            try:
-                count = slot.reap()
-            except ExceptionGroup as error:
-                count = len(error.exceptions)
-                LOGGER.error("%s", error, exc_info=error)
-            if count:
-                freed += count
-                with self._lock:
-                    self._reconciler.freed(ref)
-        return freed
+        freed = self._reaper.reap(slots, self._clock(), at_once=at_once)
+        with self._lock:
+            for ref in freed:
+                self._reconciler.freed(ref)
+        return bool(freed)
 
 
 def _wanted(image: RegistryImage | None, ref: ModelRef) -> int | None:

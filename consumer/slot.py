@@ -43,6 +43,10 @@ class _Tenant:
         self.leases: list[None] = []
         self.leaving = False
 
+    @property
+    def size_bytes(self) -> int:
+        return self.servable.memory_bytes
+
 
 class Lease:
     """The right to use the live servable until the `with` block ends; single use.
@@ -205,8 +209,22 @@ class Slot:
                 self._leave(tenant)
             self._changed.notify_all()
 
-    def reap(self) -> int:
+    @property
+    def is_leased(self) -> bool:
+        """Whether anything in this slot is leased at this moment."""
+        with self._changed:
+            return any(tenant.leases for tenant in (self._live, self._kept, *self._leaving) if tenant is not None)
+
+    def may_reap(self, above_bytes: int) -> bool:
+        """Whether `reap` would destroy something larger than this."""
+        with self._changed:
+            return any(not tenant.leases and tenant.size_bytes > above_bytes for tenant in self._leaving)
+
+    def reap(self, most_bytes: int | None = None) -> int:
         """Destroys what nobody leases any more; for the control thread only.
+
+        Args:
+            most_bytes: What takes more memory stays for another time; None for all.
 
         Returns:
             How many were destroyed.
@@ -218,7 +236,8 @@ class Slot:
             ready: list[_Tenant] = []
             leaving: list[_Tenant] = []
             for tenant in self._leaving:  # each is asked once: leases come and go without the lock
-                (leaving if tenant.leases else ready).append(tenant)
+                stays = tenant.leases or (most_bytes is not None and tenant.size_bytes > most_bytes)
+                (leaving if stays else ready).append(tenant)
             self._leaving = leaving
         failures = []
         for tenant in ready:

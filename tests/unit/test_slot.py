@@ -29,6 +29,7 @@ class FakeServable:
     number: int
     closed_by: list[int] = field(default_factory=list)
     breaks: bool = False
+    memory_bytes: int = 0
 
     @property
     def id(self) -> ModelVersion:
@@ -259,6 +260,25 @@ class SlotMachine(RuleBasedStateMachine):
 
 
 TestSlotMachine = SlotMachine.TestCase
+
+
+def test_what_is_large_waits_for_another_time_where_that_is_wanted() -> None:
+    slot = Slot("fraud", keep=0)
+    small, large = FakeServable(1, memory_bytes=10), FakeServable(2, memory_bytes=11)
+    for servable in (small, large, FakeServable(3)):
+        slot.swap(servable)
+    assert slot.may_reap(10)
+    assert slot.reap(10) == 1
+    assert (small.closed, large.closed) == (True, False)
+    with slot.lease():
+        assert slot.is_leased
+        slot.swap(slot.loaded()[key(2)])
+        assert slot.loaded().keys() == {key(3)}
+        assert slot.is_leased
+        assert not slot.may_reap(-1)  # what is leased is not to be destroyed at all
+    assert not slot.is_leased
+    assert slot.reap() == 1
+    assert not large.closed
 
 
 class InterruptedSlot(Slot):
