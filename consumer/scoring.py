@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from modelcast.avro import Schema, fingerprint_of
-from modelcast.errors import LoadError
+from modelcast.errors import LoadError, OutOfMemoryError
 from modelcast.names import ModelVersion
 from modelcast.runtime import Array
 
@@ -200,6 +200,15 @@ class Scoring:
         return found
 
 
+def _run(
+    run: Callable[[Mapping[str, Array]], Mapping[str, Array]], columns: Mapping[str, Array]
+) -> Mapping[str, Array]:
+    try:
+        return run(columns)
+    except OutOfMemoryError as error:  # not even for one row: servables try smaller parts themselves. No event's fault
+        raise ModelFaultError(error.message) from error
+
+
 def run_halving(
     run: Callable[[Mapping[str, Array]], Mapping[str, Array]],
     columns: Mapping[str, Array],
@@ -213,10 +222,10 @@ def run_halving(
         blame_rows: That no row can be scored is the rows' fault, not the model's.
 
     Raises:
-        ModelFaultError: No row could be scored.
+        ModelFaultError: No row could be scored, or there is no memory to score with.
     """
     try:
-        return RowOutcome(run(columns), np.arange(count), ())
+        return RowOutcome(_run(run, columns), np.arange(count), ())
     except LoadError as error:
         first = error
     parts: list[Mapping[str, Array]] = []
@@ -230,7 +239,7 @@ def run_halving(
         if not parts and not blame_rows and len(failed) >= MODEL_FAULT_ROWS:
             break
         try:
-            parts.append(run({name: column[start:stop] for name, column in columns.items()}))
+            parts.append(_run(run, {name: column[start:stop] for name, column in columns.items()}))
         except LoadError as error:
             if stop - start == 1:
                 failed.append((start, error.message))

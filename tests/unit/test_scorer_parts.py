@@ -21,7 +21,7 @@ from modelcast.consumer.end import EndOfTopic
 from modelcast.consumer.sampling import EventFieldsSource, event_fields, schema_kinds
 from modelcast.consumer.scoring import ModelFaultError, run_halving
 from modelcast.consumer.setup import plan_topics
-from modelcast.errors import LoadError, TopicConfigError, TopicNotFoundError
+from modelcast.errors import LoadError, OutOfMemoryError, TopicConfigError, TopicNotFoundError
 from modelcast.events.schemas import SchemaTopic
 from modelcast.log import LogRecord, TopicSpec
 from modelcast.runtime import Array
@@ -231,6 +231,15 @@ class TestHalving:
         assert [row for row, _ in outcome.failed] == [row for row in column.tolist() if bad[row]]
         if not all(bad):
             assert outcome.outputs["y"].tolist() == [row * 2 for row in outcome.good.tolist()]
+
+    def test_f24_want_of_memory_is_no_events_fault(self) -> None:
+        def run(columns: dict[str, Array]) -> dict[str, Array]:
+            if len(columns["x"]) > 4:
+                raise LoadError("one of them is poison")
+            raise OutOfMemoryError("there is not enough memory on cuda:0")
+
+        with pytest.raises(ModelFaultError, match="not enough memory on cuda:0"):
+            run_halving(run, {"x": np.arange(8)}, 8)  # type: ignore[arg-type]
 
     def test_a_model_that_fails_on_everything_is_given_up_after_few_runs(self) -> None:
         runs = 0
