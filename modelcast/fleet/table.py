@@ -156,11 +156,11 @@ def _row(fleet: Fleet, instance: Instance, model: ModelStatus | None, *, is_wron
         cells |= {
             "MODEL": model.model if model.pinned is None else f"{model.model}@{model.pinned}",
             "VERSION": "" if model.live_version is None else str(model.live_version),
-            "SINCE": "" if model.since_ms is None else age(fleet.at_ms - model.since_ms),
             "LOAD": _duration(model.load_ms),
             "DEAD": "" if model.dead_letters is None else f"{model.dead_letters:,}",
         }
         if instance.is_running:
+            cells["SINCE"] = "" if model.since_ms is None else age(fleet.at_ms - model.since_ms)
             cells["EVENTS/S"] = "" if model.events_per_s is None else f"{model.events_per_s:,.0f}"
             cells["LAG"] = "" if model.lag is None else f"{model.lag:,}"
     whole = "" if instance.is_running else "dim"
