@@ -11,6 +11,7 @@ from modelcast import codec
 from modelcast.consumer.control import ControlPlane
 from modelcast.consumer.lifecycle import LOAD_STEPS, State
 from modelcast.consumer.policy import Preserve
+from modelcast.consumer.servable import memory_need
 from modelcast.errors import BrokerError
 from modelcast.log import LogReader
 from modelcast.names import ModelRef, ModelVersion
@@ -60,7 +61,7 @@ class FakeServable:
         self.manifest = of
         self.id = ModelVersion(of.model, of.version)
         self.device = "cpu"
-        self.memory_bytes = of.size_bytes
+        self.memory_bytes = memory_need(of)
         self.closed_by: int | None = None
 
     def close(self) -> None:

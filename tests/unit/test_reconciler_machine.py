@@ -38,15 +38,20 @@ TROUBLE = [BrokerError("away"), OSError(28, "No space left on device"), ValueErr
 models = st.sampled_from(MODELS)
 refs = st.sampled_from(REFS)
 steps = st.integers(0, len(LOAD_STEPS))
+# How many loads end before the next thing happens: what is under way stays under way, or all comes to rest.
+paces = st.sampled_from([0, 1, 9])
 
 
 class Instances(RuleBasedStateMachine):
     """One instance that follows two models and a pin by name, and one more by a pattern."""
 
     @initialize(
-        preserve=st.sampled_from(Preserve), budget=st.sampled_from([None, BUDGET_BYTES]), keep=st.sampled_from([0, 1])
+        preserve=st.sampled_from([*Preserve, Preserve.AVAILABILITY]),
+        budget=st.sampled_from([None, BUDGET_BYTES]),
+        keep=st.sampled_from([0, 1]),
+        sizes=st.lists(SIZES, max_size=6),
     )
-    def start(self, preserve: Preserve, budget: int | None, keep: int) -> None:
+    def start(self, preserve: Preserve, budget: int | None, keep: int, sizes: list[int]) -> None:
         self.preserve, self.budget = preserve, budget
         self.bench = Bench(*REFS[:3], budget_bytes=budget, preserve=preserve, keep=keep)
         self.bench.reconciler.follow("fraud-*")
@@ -56,36 +61,42 @@ class Instances(RuleBasedStateMachine):
         self.excused: set[ModelRef] = set()
         self.was_live: set[ModelRef] = set()
         self.leases: list[tuple[object, FakeServable]] = []
-        self.told = 0
+        for number, size in enumerate(sizes):
+            self.publish_and_release(MODELS[number % 3], size, None, 1, 9)
 
     # -- what publishers do
 
-    @rule(model=models, size=SIZES, flaw=st.sampled_from(FLAWS), count=st.integers(1, 4))
-    def publish_and_release(self, model: str, size: int, flaw: Exception | None, count: int) -> None:
+    @rule(model=models, size=SIZES, flaw=st.sampled_from(FLAWS), count=st.integers(1, 4), pace=paces)
+    def publish_and_release(self, model: str, size: int, flaw: Exception | None, count: int, pace: int) -> None:
         for _ in range(count):
             version = self.entry(model).latest_version + 1
             self.bench.registry.put(version, model, size)
             if flaw is not None:
                 self.flaws[self.uuid, ModelVersion(model, version)] = flaw
+        self.run(pace)
 
-    @rule(model=models, version=st.integers(1, 6))
-    def release_again(self, model: str, version: int) -> None:
+    @rule(model=models, version=st.integers(1, 6), pace=paces)
+    def release_again(self, model: str, version: int, pace: int) -> None:
         self.bench.registry.release(version, model)
+        self.run(pace)
 
-    @rule(model=models)
-    def roll_back(self, model: str) -> None:
+    @rule(model=models, pace=paces)
+    def roll_back(self, model: str, pace: int) -> None:
         self.bench.registry.roll_back(model)
+        self.run(pace)
 
-    @rule(model=models, version=st.integers(1, 6))
-    def withdraw(self, model: str, version: int) -> None:
+    @rule(model=models, version=st.integers(1, 6), pace=paces)
+    def withdraw(self, model: str, version: int, pace: int) -> None:
         self.bench.registry.withdraw(version, model)
+        self.run(pace)
 
-    @rule(model=models)
-    def lose_releases(self, model: str) -> None:
+    @rule(model=models, pace=paces)
+    def lose_releases(self, model: str, pace: int) -> None:
         """The topic was truncated, or an old one is replayed."""
         entry = self.bench.registry.models.get(model)
         if entry is not None:
             self.bench.registry.models[model] = ModelEntry(model, entry.versions, entry.releases[:-1])
+        self.run(pace)
 
     @rule()
     def make_anew(self) -> None:
@@ -95,19 +106,10 @@ class Instances(RuleBasedStateMachine):
 
     # -- what happens on the instance
 
-    @rule()
-    def turn(self) -> None:
-        self.run()
-
-    @rule(seconds=st.sampled_from([0.6, MAX_RETRY_S, IDLE_S + 1]))
-    def let_time_pass(self, seconds: float) -> None:
+    @rule(seconds=st.sampled_from([0, 0.6, MAX_RETRY_S, IDLE_S + 1]), pace=paces)
+    def let_time_pass(self, seconds: float, pace: int) -> None:
         self.bench.now_s += seconds
-        self.run()
-
-    @precondition(lambda self: self.bench.job is not None)
-    @rule()
-    def finish_a_load(self) -> None:
-        self.finish()
+        self.run(pace)
 
     @precondition(lambda self: self.bench.job is not None)
     @rule(count=steps, trouble=st.sampled_from(TROUBLE))
@@ -123,18 +125,20 @@ class Instances(RuleBasedStateMachine):
         self.bench.finish(OutOfMemoryError("the device has no more"))
         self.look()
 
-    @rule(ref=refs)
-    def fail_live(self, ref: ModelRef) -> None:
+    @rule(ref=refs, pace=paces)
+    def fail_live(self, ref: ModelRef, pace: int) -> None:
         line = self.bench.reconciler.lines.get(ref)
         live = None if line is None else line.slot.live
         if live is not None and live.manifest.repository == self.uuid and ref.model in self.observed_models():
             self.bench.reconciler.failed_live(ref, live.id, "every row failed")
-            self.run(failed=(ref, live.id.version))
+            self.run(pace, failed=(ref, live.id.version))
 
-    @rule(ref=refs)
-    def ask(self, ref: ModelRef) -> None:
+    @rule(ref=refs, idle_s=st.sampled_from([0, IDLE_S + 1]), pace=paces)
+    def ask(self, ref: ModelRef, idle_s: float, pace: int) -> None:
+        self.bench.now_s += idle_s
         if ref in self.bench.reconciler.lines:
             self.bench.reconciler.wake(ref)
+            self.run(pace)
 
     @rule(ref=refs)
     def use(self, ref: ModelRef) -> None:
@@ -159,20 +163,20 @@ class Instances(RuleBasedStateMachine):
         self.bench.stale[ref] = Stale(StaleReason.UNREACHABLE, 0, stop, "too old")
         self.run()
 
-    @rule()
-    def be_fresh_again(self) -> None:
+    @rule(pace=paces)
+    def be_fresh_again(self, pace: int) -> None:
         self.bench.stale.clear()
-        self.run()
+        self.run(pace)
 
-    @rule(ref=refs)
-    def come_or_go(self, ref: ModelRef) -> None:
+    @rule(ref=refs, pace=paces)
+    def come_or_go(self, ref: ModelRef, pace: int) -> None:
         if ref in self.bench.reconciler.lines:
             self.bench.reconciler.unsubscribe(ref)
             self.was_live.discard(ref)
             self.failed = {key: sequence for key, sequence in self.failed.items() if key[0] != ref}
         else:
             self.bench.reconciler.subscribe(ref)
-        self.run()
+        self.run(pace)
 
     # -- what never happens
 
@@ -243,7 +247,7 @@ class Instances(RuleBasedStateMachine):
     def memory(self) -> int:
         return sum(made.memory_bytes for made in self.bench.made if not made.is_closed)
 
-    def run(self, failed: tuple[ModelRef, int] | None = None) -> None:
+    def run(self, pace: int = 0, failed: tuple[ModelRef, int] | None = None) -> None:
         """Turns, as somebody does who keeps the marks."""
         for model in MODELS:
             champion = self.entry(model).champion
@@ -256,6 +260,9 @@ class Instances(RuleBasedStateMachine):
             self.failed[ref, self.uuid, version] = self.named_by(ref, version)
         self.bench.turn()
         self.look()
+        while self.bench.job is not None and pace > 0:
+            self.finish()
+            pace -= 1
 
     def look(self) -> None:
         """Whoever is stopped or evicted has to come back before it can be expected to be live."""
