@@ -38,13 +38,13 @@ from .following import Known, RegistryFollower
 from .freshness import Freshness, Stale
 from .line import Line, Swapped
 from .loading import LoadWorker, Outcome, Step, VersionLoader
+from .marking import Marking
 from .policy import Preserve, retry_delay_s
 from .reaper import Reaper
 from .reconciler import MAX_FOLLOWED, Evicted, Moment, News, Reconciler, Refused
 from .servable import memory_need
 from .slot import Slot
 from .snapshot import SnapshotStore
-from .state import Marks
 from .status import HEARTBEAT_S, Activity, StatusReporter
 from .waiting import explain, is_lasting
 
@@ -109,7 +109,7 @@ class ControlPlane:
         clock: Callable[[], float] = time.monotonic,
         now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
     ) -> None:
-        self._marks = Marks(state_dir)
+        self._marking = Marking(state_dir)
         self._role, self._instance, self._device = role, instance, device
         self._runtime = dict(runtime or {})
         self._heartbeat_s = heartbeat_s
@@ -384,7 +384,7 @@ class ControlPlane:
         if known is not None:
             self._observe(known)
         lines = self._reconciler.lines
-        marks = {} if known is None else self._marks_of(known, lines)
+        marks = {} if known is None else self._marking.raised(known.image, known.admission, lines)
         stale = {} if known is None else self._stale(known, lines)
         with self._lock:
             for news in happened:
@@ -418,38 +418,6 @@ class ControlPlane:
             if not isinstance(news.error, ModelcastError | OSError):
                 LOGGER.error("loading %s failed unexpectedly", news.job.action.key, exc_info=news.error)
             self._reconciler.failed(news.error)
-
-    def _marks_of(self, known: Known, lines: Mapping[ModelRef, Line]) -> dict[ModelRef, int | Exception]:
-        """The release marks, raised to the champions'; ConfigError where they can't be read."""
-        marks: dict[ModelRef, int | Exception] = {}
-        for ref, line in lines.items():
-            if ref.version is not None:
-                continue
-            try:
-                marks[ref] = self._mark(known, ref.model)
-            except ModelcastError as error:
-                if str(error) != str(line.fault):
-                    LOGGER.error("%s stays as it is: %s", ref, error)
-                marks[ref] = error
-        return marks
-
-    def _mark(self, known: Known, model: str) -> int:
-        image, admission = known.image, known.admission
-        if image.repository is None:
-            return 0
-        repository = image.repository.uuid
-        # The highest release seen whose signers are still enough: one by a key that was revoked does not count.
-        mark = self._marks.get(repository, model, lambda signers: admission.vouch(model, signers).admitted)
-        entry = image.models.get(model)
-        champion = entry.champion if entry is not None else None
-        if entry is None or champion is None or champion.sequence < mark:
-            return mark
-        standing = entry.standings.get(champion.sequence)
-        try:
-            self._marks.advance(repository, model, champion.sequence, standing.signers if standing is not None else ())
-        except ModelcastError as error:
-            LOGGER.warning("%s", error)
-        return champion.sequence
 
     def _stale(self, known: Known, lines: Mapping[ModelRef, Line]) -> dict[ModelRef, Stale]:
         now_ms = self._now_ms()

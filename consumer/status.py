@@ -32,6 +32,10 @@ HEARTBEAT_S: Final = 5.0
 RETRY_S: Final = 5.0
 # A log in memory opens within this, and its first status is then there when `report` returns; Kafka takes longer.
 OPEN_PATIENCE_S: Final = 0.02
+# To look at many models and encode what they do takes some 50 µs each: a client of a thousand that loads them would do
+# little else. Beyond so many, a status goes out no sooner after the last than this for each of them.
+UNHURRIED_MODELS: Final = 50
+PAUSE_S_PER_MODEL: Final = 0.001
 # The last status is worth a short wait; a shutdown is not to hang on a broker that is away.
 CLOSE_TIMEOUT_S: Final = 2.0
 # A record may have 1,000,000 bytes. Messages of refusals are what makes a status large: first they are cut, and in an
@@ -76,6 +80,11 @@ class StatusReporter:
         self._last: InstanceStatus | None = None
         self._sent_at_s = 0.0
         self._retry_at_s: float | None = None
+
+    def is_too_soon(self, models: int) -> bool:
+        """Whether the last status is so fresh that one of so many models is not worth its making."""
+        pause_s = max(0, models - UNHURRIED_MODELS) * PAUSE_S_PER_MODEL
+        return self._last is not None and self._clock() - self._sent_at_s < pause_s
 
     def report(self, status: InstanceStatus) -> None:
         """Sends `status` if it says something new, or a heartbeat is due."""

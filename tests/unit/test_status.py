@@ -9,7 +9,15 @@ from dataclasses import replace
 import pytest
 
 from modelcast import codec
-from modelcast.consumer.status import CLOSE_TIMEOUT_S, HEARTBEAT_S, MAX_STATUS_BYTES, RETRY_S, StatusReporter
+from modelcast.consumer.status import (
+    CLOSE_TIMEOUT_S,
+    HEARTBEAT_S,
+    MAX_STATUS_BYTES,
+    PAUSE_S_PER_MODEL,
+    RETRY_S,
+    UNHURRIED_MODELS,
+    StatusReporter,
+)
 from modelcast.errors import BrokerError
 from modelcast.log import LogWriter
 from modelcast.records import InstanceStatus, ModelState, ModelStatus, Refusal
@@ -212,6 +220,15 @@ class HangingLog:
         writer: LogWriter = self._log.writer()
         writer.close = self.closed.set  # type: ignore[method-assign]
         return writer
+
+
+def test_news_of_many_models_waits_a_little_and_of_few_does_not(bench: Bench) -> None:
+    assert not bench.reporter.is_too_soon(1_000)  # nothing was said yet
+    bench.report(STATUS)
+    assert not bench.reporter.is_too_soon(UNHURRIED_MODELS)
+    assert bench.reporter.is_too_soon(1_000)
+    bench.now_s += 1_000 * PAUSE_S_PER_MODEL
+    assert not bench.reporter.is_too_soon(1_000)
 
 
 class TestALogThatHangs:
