@@ -18,8 +18,9 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
+from functools import cache
 from types import ModuleType
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
@@ -61,11 +62,18 @@ def check_device(device: str, *, tensorrt: bool = False) -> None:
 
     Raises:
         MissingExtraError: No runtime is installed, or one without CUDA, or without TensorRT where that is asked for.
-        UsageError: `device` is not one of `auto`, `cpu`, `cuda` and `cuda:N`, or does not work.
+        UsageError: `device` is not one of `auto`, `cpu`, `cuda` and `cuda:N`, or does not work, or TensorRT on it.
     """
     _parse(onnxruntime(), device, tensorrt=tensorrt)
-    if device.startswith("cuda"):
-        resolve(device)
+    if not device.startswith("cuda") and not tensorrt:
+        return
+    place = resolve(device)
+    fault = _tensorrt_fault(place.cuda) if tensorrt and place.cuda is not None else None
+    if fault is not None:
+        raise UsageError(
+            f"TensorRT is asked for, and can't be used on {place}: {fault}",
+            hint="Install the TensorRT this ONNX Runtime was built with (docs/GPU.md), or unset MODELCAST_TENSORRT.",
+        )
 
 
 def resolve(device: str) -> Device:
@@ -114,20 +122,12 @@ def _parse(ort: ModuleType, device: str, *, tensorrt: bool = False) -> int:
 
 def _trial_fault(ort: ModuleType, number: int) -> str | None:
     """Why one addition can't be run on a device whose driver answers; None if it can."""
-    from onnx import TensorProto, helper
-
-    tensors = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [None]) for name in ("x", "y")]
-    graph = helper.make_graph([helper.make_node("Add", ["x", "x"], ["y"])], "trial", tensors[:1], tensors[1:])
-    opset = [helper.make_opsetid("", OLD_OPSET)]
-    model = helper.make_model(graph, opset_imports=opset, ir_version=OLD_IR).SerializeToString()
     said = io.StringIO()
     try:
         with _said_by_this_thread(said):
             if hasattr(ort, "preload_dlls"):
                 ort.preload_dlls()
-            session = ort.InferenceSession(
-                model, quiet_options(ort), providers=providers(number, CudaOptions()), enable_fallback=0
-            )
+            session = _trial_session(ort, providers(number, CudaOptions()))
         if CUDA not in provider_names(session):
             last = said.getvalue().strip().splitlines()[-1:]
             return "its CUDA or cuDNN libraries can't be loaded" + "".join(f": {line}" for line in last)
@@ -137,6 +137,29 @@ def _trial_fault(ort: ModuleType, number: int) -> str | None:
         # A device that is full now works: whoever loads a model there is told then.
         return None if isinstance(fault, OutOfMemoryError) else fault.message
     return None if result.tolist() == [2.0, 4.0] else f"1 + 1 and 2 + 2 gave {result.tolist()} there"
+
+
+@cache
+def _tensorrt_fault(number: int) -> str | None:
+    """Why TensorRT can't be used on a device that works; None if it can. No engine is built to find out."""
+    try:
+        session = _trial_session(
+            onnxruntime(), [(TENSORRT, {"device_id": str(number)}), *providers(number, CudaOptions())]
+        )
+    except Exception as error:  # as above
+        fault = fault_of(error, "it does not start", f"cuda:{number}")
+        return None if isinstance(fault, OutOfMemoryError) else fault.message
+    return None if TENSORRT in provider_names(session) else "its libraries can't be loaded"
+
+
+def _trial_session(ort: ModuleType, wanted: list[Any]) -> Any:
+    """A session that doubles what it is given."""
+    from onnx import TensorProto, helper
+
+    tensors = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [None]) for name in ("x", "y")]
+    graph = helper.make_graph([helper.make_node("Add", ["x", "x"], ["y"])], "trial", tensors[:1], tensors[1:])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OLD_OPSET)], ir_version=OLD_IR)
+    return ort.InferenceSession(model.SerializeToString(), quiet_options(ort), providers=wanted, enable_fallback=0)
 
 
 @contextmanager

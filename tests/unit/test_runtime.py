@@ -93,6 +93,15 @@ def test_a_runtime_without_cuda_or_tensorrt_says_what_to_install(monkeypatch: py
     runtime.check_device("auto")
 
 
+@pytest.mark.usefixtures("cuda_build")
+def test_tensorrt_that_does_not_start_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device, "_TRIED", {0: None})
+    with pytest.raises(UsageError, match="TensorRT is asked for, and can't be used on cuda:0"):
+        runtime.check_device("auto", tensorrt=True)
+    runtime.check_device("cuda")
+    device._tensorrt_fault.cache_clear()
+
+
 @pytest.mark.parametrize("name", ["gpu", "cuda:", "cuda:x", "CPU", "cuda:-1"])
 def test_other_devices_are_not_known(name: str) -> None:
     with pytest.raises(UsageError, match="is not known. Use auto, cpu, cuda or cuda:N"):
