@@ -38,6 +38,7 @@ from modelcast.files.store_url import NO_STORES, Stores
 from modelcast.folders import cache_folder, state_folder
 from modelcast.golden import Examples
 from modelcast.log import Log
+from modelcast.memory import give_back
 from modelcast.records import EXAMPLES_PATH, GRAPH_PATH, Manifest
 from modelcast.registry.image import VersionRecord
 from modelcast.runtime import Array
@@ -69,6 +70,9 @@ TF32_VARIABLE = "MODELCAST_TF32"
 # What a session's arena on a device may grow to beyond what was measured: larger batches than the publisher's, and the
 # workspaces of cuBLAS and cuDNN, as a trial allows it beside the files. A batch that needs more is run in parts.
 CUDA_HEADROOM_BYTES = MEMORY_BYTES
+
+# From here on, what fetching took of memory goes back to the system before the session needs its own.
+LARGE_BYTES = 32 << 20
 
 # Batch sizes that are run before a version goes live: a lone event, a stream's trickle, a backlog.
 BATCH_BUCKETS = (1, 64, 1024, 4096)
@@ -162,6 +166,8 @@ class Loader:
         on_state(State.FETCHING)
         with watch("fetch"):
             view = self._fetcher.fetch(record, progress)
+        if manifest.size_bytes >= LARGE_BYTES:
+            give_back()
         try:
             on_state(State.VERIFYING)
             # From here on foreign bytes meet native code; a process killed while it fetched says nothing of the model.
