@@ -346,7 +346,8 @@ class ControlPlane:
                     self._worker.submit(turn.load)
             if not freed:
                 break
-        self._reporter.report(self.status_snapshot())
+        if not self._reporter.is_too_soon(len(self._reconciler.lines)):
+            self._reporter.report(self.status_snapshot())
         return min((due_s for due_s in (turn.due_s, self._reaper.due_s) if due_s is not None), default=None)
 
     def _run(self) -> None:
