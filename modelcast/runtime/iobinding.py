@@ -13,8 +13,9 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from queue import SimpleQueue
 from types import ModuleType
 from typing import Any, Final
 
@@ -42,20 +43,23 @@ _BINDABLE = frozenset(
 )  # fmt: skip
 
 
-def parts(rows: int) -> Iterator[tuple[int, int]]:
+@lru_cache(maxsize=1024)
+def parts(rows: int) -> tuple[tuple[int, int], ...]:
     """How a batch is run: rows of each part, and the bucket it is padded to.
 
-    >>> list(parts(3)), list(parts(1337))
-    ([(3, 4)], [(1024, 1024), (256, 256), (57, 64)])
+    >>> parts(3), parts(1337)
+    (((3, 4),), ((1024, 1024), (256, 256), (57, 64)))
     """
+    found = []
     left = rows
     while left > 0:
         bucket = min(MAX_BUCKET_ROWS, 1 << (left - 1).bit_length())
         if bucket > SMALL_ROWS and bucket - left > bucket * MAX_PADDING:
             bucket //= 2
         count = min(left, bucket)
-        yield count, bucket
+        found.append((count, bucket))
         left -= count
+    return tuple(found)
 
 
 class BoundSession:
@@ -75,10 +79,11 @@ class BoundSession:
         self.inputs = plain.inputs
         self.outputs = plain.outputs
         self._output_names = [entry.name for entry in self.outputs]
-        self._dtypes = {entry.name: entry.dtype for entry in self.inputs}
         self._bindable = all(entry.dtype in _BINDABLE for entry in (*self.inputs, *self.outputs))
-        self._free = threading.BoundedSemaphore(LANES)
-        self._idle: list[dict[int, _Bucket]] = []
+        self._dtypes = {entry.name: np.dtype(entry.dtype) for entry in self.inputs} if self._bindable else {}
+        self._lanes: SimpleQueue[dict[int, _Bucket]] = SimpleQueue()
+        for _ in range(LANES):
+            self._lanes.put({})
 
     @property
     def buckets(self) -> tuple[int, ...]:
@@ -90,26 +95,19 @@ class BoundSession:
         rows = self._bound_rows(feeds)
         if rows == 0:
             return self._plain.run(feeds, outputs)
-        results: list[list[Array]] = []
         fault: LoadError | None = None
-        with self._free:
-            lane = self._idle.pop() if self._idle else {}
-            try:
-                start = 0
-                for count, bucket in parts(rows):
-                    results.append(self._bucket(lane, bucket, feeds).run(feeds, start, count))
-                    start += count
-            except LoadError:
-                raise
-            except Exception as error:  # the runtime raises its own classes, which share no base but Exception
-                # The lane goes with what it holds: a buffer may be half written, or memory short.
-                fault = fault_of(error, "the model failed on its input", self.device)
-            else:
-                self._idle.append(lane)
+        lane = self._lanes.get()
+        try:
+            whole = self._run(lane, feeds, rows)
+        except LoadError:
+            raise
+        except Exception as error:  # the runtime raises its own classes, which share no base but Exception
+            fault = fault_of(error, "the model failed on its input", self.device)
+            lane = {}  # what it held may be half written, or take memory that is short
+        finally:
+            self._lanes.put(lane)
         if fault is not None:
-            del lane
             raise fault
-        whole = results[0] if len(results) == 1 else [np.concatenate(arrays) for arrays in zip(*results, strict=True)]
         if outputs is None or list(outputs) == self._output_names:
             return whole
         by_name = dict(zip(self._output_names, whole, strict=True))
@@ -117,16 +115,27 @@ class BoundSession:
 
     def _bound_rows(self, feeds: Mapping[str, Array]) -> int:
         """Rows of a batch that can be bound; 0 if it can't."""
-        if not self._bindable or feeds.keys() != self._dtypes.keys():
+        if not self._bindable or len(feeds) != len(self._dtypes):
             return 0
-        rows = -1
-        for name, array in feeds.items():
-            if not isinstance(array, np.ndarray) or array.ndim == 0 or array.dtype.name != self._dtypes[name]:
+        rows = 0
+        for name, dtype in self._dtypes.items():
+            array = feeds.get(name)
+            if not isinstance(array, np.ndarray) or array.dtype != dtype or array.size == 0 or array.ndim == 0:
                 return 0
-            if rows not in (-1, len(array)):
+            if rows not in (0, len(array)):
                 return 0
             rows = len(array)
-        return rows if all(array.size for array in feeds.values()) else 0
+        return rows
+
+    def _run(self, lane: dict[int, _Bucket], feeds: Mapping[str, Array], rows: int) -> list[Array]:
+        plan = parts(rows)
+        if len(plan) == 1:
+            return self._bucket(lane, plan[0][1], feeds).run(feeds, 0, rows)
+        results, start = [], 0
+        for count, bucket in plan:
+            results.append(self._bucket(lane, bucket, feeds).run(feeds, start, count))
+            start += count
+        return [np.concatenate(arrays) for arrays in zip(*results, strict=True)]
 
     def _bucket(self, lane: dict[int, _Bucket], rows: int, feeds: Mapping[str, Array]) -> _Bucket:
         found = lane.get(rows)
@@ -169,24 +178,28 @@ class _Bucket:
 
     def takes(self, feeds: Mapping[str, Array]) -> bool:
         """Whether rows of these arrays have the shapes the buffers were made for."""
-        return all(array.shape[1:] == self._shapes[name] for name, array in feeds.items())
+        for name, shape in self._shapes.items():  # noqa: SIM110  # a generator would cost more than it checks
+            if feeds[name].shape[1:] != shape:
+                return False
+        return True
 
     def run(self, feeds: Mapping[str, Array], start: int, count: int) -> list[Array]:
         """Runs rows `start` to `start + count`; arrays of all outputs."""
-        for name, array in feeds.items():
-            self._buffers[name].update_inplace(self._part(name, array, start, count))
+        for name, buffer in self._buffers.items():
+            buffer.update_inplace(self._part(name, feeds[name], start, count))
         self._native.run_with_iobinding(self._binding)
         arrays: list[Array] = self._binding.copy_outputs_to_cpu()
         if self._keeps_outputs and not self._has_outputs:
             for output, value in zip(self._outputs, self._binding.get_outputs(), strict=True):
                 self._binding.bind_ortvalue_output(output.name, value)
             self._has_outputs = True
-        return [self._cut(output, array, count) for output, array in zip(self._outputs, arrays, strict=True)]
+        self._check(arrays)
+        return arrays if count == self._rows else [array[:count].copy() for array in arrays]
 
     def _part(self, name: str, array: Array, start: int, count: int) -> Array:
-        part = array[start : start + count]
+        part = array if count == len(array) else array[start : start + count]
         if count == self._rows:
-            return np.ascontiguousarray(part)
+            return part if part.flags.c_contiguous else np.ascontiguousarray(part)
         padded = self._padded.get(name)
         if padded is None:
             padded = self._padded[name] = np.empty((self._rows, *array.shape[1:]), array.dtype)
@@ -194,10 +207,10 @@ class _Bucket:
         padded[count:] = part[-1]
         return padded
 
-    def _cut(self, output: TensorInfo, array: Array, count: int) -> Array:
-        if array.ndim == 0 or len(array) != self._rows:
-            raise LoadError(
-                f"output {output.name!r} has shape {list(array.shape)} for {self._rows} rows",
-                hint="The first dimension of every output must be the batch.",
-            )
-        return array if count == self._rows else array[:count].copy()
+    def _check(self, arrays: Sequence[Array]) -> None:
+        for output, array in zip(self._outputs, arrays, strict=True):
+            if array.ndim == 0 or len(array) != self._rows:
+                raise LoadError(
+                    f"output {output.name!r} has shape {list(array.shape)} for {self._rows} rows",
+                    hint="The first dimension of every output must be the batch.",
+                )

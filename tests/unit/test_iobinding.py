@@ -64,7 +64,7 @@ def assert_same(got: Sequence[Array], want: Sequence[Array]) -> None:
 
 @given(st.integers(1, 5 * MAX_BUCKET_ROWS))
 def test_parts_cover_a_batch_in_buckets_with_little_padding(rows: int) -> None:
-    found = list(parts(rows))
+    found = parts(rows)
     assert sum(count for count, _ in found) == rows
     for count, bucket in found:
         assert bucket in BUCKETS
@@ -168,4 +168,4 @@ def test_threads_share_a_session_and_no_buffers() -> None:
     with ThreadPoolExecutor(LANES + 2) as pool:
         for done in [pool.submit(work, range(first, len(batches), LANES + 2)) for first in range(LANES + 2)]:
             done.result(30)
-    assert len(bound._idle) <= LANES
+    assert bound._lanes.qsize() == LANES
