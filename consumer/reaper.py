@@ -30,8 +30,8 @@ LOGGER: Final = logging.getLogger("modelcast.control")
 SMALL_BYTES: Final = 32 << 20
 # Longer than the pauses between two batches of a backlog, or two requests of a busy service.
 LULL_S: Final = 0.02
-# Memory that is wanted back is not held much longer than it takes to swap.
-PATIENCE_S: Final = 0.25
+# A load that begins opens its session no sooner: files, digests and a trial come first, and need little memory.
+PATIENCE_S: Final = 0.1
 # How often to look meanwhile.
 LOOK_S: Final = 0.01
 
