@@ -20,9 +20,11 @@ from modelcast.consumer.status import (
 )
 from modelcast.errors import BrokerError
 from modelcast.log import LogWriter
+from modelcast.names import ModelRef
 from modelcast.records import InstanceStatus, ModelState, ModelStatus, Refusal
 
-from .control_rig import TOPICS, UnsteadyLog, wait_until
+from .control_rig import TOPICS, Rig, UnsteadyLog, wait_until
+from .registry_records import manifest, release
 
 STATUS = InstanceStatus(
     repository="r",
@@ -229,6 +231,21 @@ def test_news_of_many_models_waits_a_little_and_of_few_does_not(bench: Bench) ->
     assert bench.reporter.is_too_soon(1_000)
     bench.now_s += 1_000 * PAUSE_S_PER_MODEL
     assert not bench.reporter.is_too_soon(1_000)
+
+
+def test_an_instance_of_many_models_tells_of_their_loads_together() -> None:
+    refs = tuple(ModelRef(f"m{number}") for number in range(UNHURRIED_MODELS + 10))
+    rig = Rig(refs=refs)
+    rig.init()
+    for ref in refs[:10]:
+        rig.put(manifest(1, model=ref.model), release(1, 1, model=ref.model))
+    rig.settle()
+    told = len(rig.statuses())
+    assert len(rig.loader.calls) == 10
+    assert told < 10  # by a clock that stands still
+    rig.now_s += 1.0
+    rig.plane.step()
+    assert sum(model.live_version == 1 for model in rig.statuses()[-1].models) == 10
 
 
 class TestALogThatHangs:
