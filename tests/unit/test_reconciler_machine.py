@@ -3,6 +3,7 @@
 - Never two live versions of a model, and no more memory than allowed.
 - Never none after the first, unless it was taken off for a reason: resources are preserved, it failed live, it is too
   old to be used, or another model needs its memory.
+- Nothing goes live that was rolled back, replayed, withdrawn or refused.
 - Nothing is destroyed under a lease, nor twice, and nothing that was let go of stays loaded.
 - When all is quiet, every model is on the newest acceptable version, or says that memory is short.
 """
@@ -18,7 +19,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from modelcast.consumer.budget import IDLE_S
 from modelcast.consumer.freshness import Stale, StaleReason
 from modelcast.consumer.lifecycle import HISTORY, LOAD_STEPS, State
-from modelcast.consumer.line import Line
+from modelcast.consumer.line import Line, Swapped
 from modelcast.consumer.policy import MAX_RETRY_S, Preserve
 from modelcast.errors import BrokerError, GoldenError, OutOfMemoryError
 from modelcast.names import ModelRef, ModelVersion
@@ -29,8 +30,8 @@ from .reconciler_rig import Bench, FakeServable, Registry
 
 MODELS = ("fraud", "fraud-eu", "churn")
 REFS = (ModelRef("fraud"), ModelRef("churn"), ModelRef("fraud", 2), ModelRef("fraud-eu"))
-SIZES = st.integers(1, 4)
-# A version of the largest size, and one beside it.
+# Two of most sizes fit the budget, and one never does.
+SIZES = st.sampled_from([1, 2, 3, 4, 4, 9])
 BUDGET_BYTES = 8
 FLAWS = [None, None, None, GoldenError("row 3 is off")]
 TROUBLE = [BrokerError("away"), OSError(28, "No space left on device"), ValueError("a defect")]
@@ -49,7 +50,7 @@ class Instances(RuleBasedStateMachine):
         preserve=st.sampled_from([*Preserve, Preserve.AVAILABILITY]),
         budget=st.sampled_from([None, BUDGET_BYTES]),
         keep=st.sampled_from([0, 1]),
-        sizes=st.lists(SIZES, max_size=6),
+        sizes=st.lists(SIZES, min_size=2, max_size=6),
     )
     def start(self, preserve: Preserve, budget: int | None, keep: int, sizes: list[int]) -> None:
         self.preserve, self.budget = preserve, budget
@@ -59,6 +60,7 @@ class Instances(RuleBasedStateMachine):
         self.seen: dict[tuple[str, str], int] = {}  # the highest release of a model
         self.failed: dict[tuple[ModelRef, str, int], int] = {}  # versions that failed live, by what release they ran
         self.excused: set[ModelRef] = set()
+        self.left: set[ModelRef] = set()
         self.was_live: set[ModelRef] = set()
         self.leases: list[tuple[object, FakeServable]] = []
         for number, size in enumerate(sizes):
@@ -172,10 +174,12 @@ class Instances(RuleBasedStateMachine):
     def come_or_go(self, ref: ModelRef, pace: int) -> None:
         if ref in self.bench.reconciler.lines:
             self.bench.reconciler.unsubscribe(ref)
+            self.left.add(ref)
             self.was_live.discard(ref)
             self.failed = {key: sequence for key, sequence in self.failed.items() if key[0] != ref}
         else:
             self.bench.reconciler.subscribe(ref)
+            self.left.discard(ref)
         self.run(pace)
 
     # -- what never happens
@@ -225,6 +229,9 @@ class Instances(RuleBasedStateMachine):
             self.end_a_long_call()
         self.bench.stale.clear()
         self.come_to_rest()
+        by_pattern = REFS[3]
+        if self.entry(by_pattern.model).champion is not None:
+            assert by_pattern in self.bench.reconciler.lines or by_pattern in self.left
         for line in self.lines():
             self.check_converged(line)
             self.check_comes_when_asked(line)
@@ -260,15 +267,37 @@ class Instances(RuleBasedStateMachine):
             self.failed[ref, self.uuid, version] = self.named_by(ref, version)
         self.bench.turn()
         self.look()
+        if failed is not None:
+            assert self.bench.live(failed[0]) != failed[1]
         while self.bench.job is not None and pace > 0:
             self.finish()
             pace -= 1
 
     def look(self) -> None:
-        """Whoever is stopped or evicted has to come back before it can be expected to be live."""
+        """Looks at what just happened."""
         for line in self.lines():
-            if line.is_stopped or line.is_evicted:
+            if line.is_stopped or line.is_evicted:  # it has to come back before it can be expected to be live
                 self.excused.add(line.ref)
+        for swapped in self.bench.news:
+            if isinstance(swapped, Swapped):
+                self.check_may_be_live(swapped)
+        self.bench.news.clear()
+
+    def check_may_be_live(self, swapped: Swapped) -> None:
+        ref, version = swapped.ref, swapped.new.version
+        assert isinstance(self.entry(ref.model).versions.get(version), VersionRecord), (
+            "it was withdrawn, or never there"
+        )
+        assert (self.uuid, swapped.new) not in self.flaws
+        if ref.version is not None:
+            assert version == ref.version
+            return
+        champion = self.entry(ref.model).champion
+        assert champion is not None
+        assert champion.sequence >= self.seen[self.uuid, ref.model], "a replayed release"
+        named = [found for found in self.chain(ref) if found is not None and found.version == version]
+        is_on_the_way = version < champion.version and (swapped.old is None or version > swapped.old.version)
+        assert named or is_on_the_way, f"{swapped.new} was rolled back"
 
     def finish(self) -> None:
         assert self.bench.job is not None
@@ -304,6 +333,8 @@ class Instances(RuleBasedStateMachine):
         record = self.entry(ref.model).versions.get(version or 0)
         if not isinstance(record, VersionRecord) or (self.uuid, record.manifest.id) in self.flaws:
             return False
+        if self.budget is not None and record.manifest.size_bytes > self.budget:
+            return False
         failed = self.failed.get((ref, self.uuid, record.manifest.version))
         return failed is None or failed != self.named_by(ref, record.manifest.version)
 
@@ -331,8 +362,9 @@ class Instances(RuleBasedStateMachine):
             self.bench.now_s += IDLE_S + 1
             self.bench.reconciler.wake(line.ref)
             self.come_to_rest()
-            assert line.slot.live is not None or line.refused
+            assert not line.is_idle
+            self.check_converged(line)
 
 
-Instances.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+Instances.TestCase.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
 TestInstances = Instances.TestCase

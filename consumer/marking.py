@@ -1,0 +1,69 @@
+"""Release marks of the models in use: what was seen is remembered before it is acted upon.
+
+A release below its model's mark is an old one replayed, or the registry lost records. A mark counts as long as the keys
+that signed it are trusted with the model: a sequence run up by a leaked key is forgotten when the key is revoked.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+from modelcast.errors import ModelcastError
+from modelcast.names import ModelRef
+from modelcast.registry.image import RegistryImage
+from modelcast.trust.admission import Admission
+
+from .line import Line
+from .state import Marks
+
+LOGGER: Final = logging.getLogger("modelcast.control")
+
+
+class Marking:
+    """The marks of one instance; for the control thread only.
+
+    Args:
+        state_dir: Where they are kept over restarts; None keeps them in memory.
+    """
+
+    def __init__(self, state_dir: Path | None) -> None:
+        self._marks = Marks(state_dir)
+
+    def raised(
+        self, image: RegistryImage, admission: Admission, lines: Mapping[ModelRef, Line]
+    ) -> dict[ModelRef, int | Exception]:
+        """The marks of all that follow releases, raised to their champions; an error where they can't be read.
+
+        Args:
+            image: Made under `admission`.
+        """
+        marks: dict[ModelRef, int | Exception] = {}
+        for ref, line in lines.items():
+            if ref.version is not None:
+                continue
+            try:
+                marks[ref] = self._raised(image, admission, ref.model)
+            except ModelcastError as error:
+                if str(error) != str(line.fault):
+                    LOGGER.error("%s stays as it is: %s", ref, error)
+                marks[ref] = error
+        return marks
+
+    def _raised(self, image: RegistryImage, admission: Admission, model: str) -> int:
+        if image.repository is None:
+            return 0
+        repository = image.repository.uuid
+        mark = self._marks.get(repository, model, lambda signers: admission.vouch(model, signers).admitted)
+        entry = image.models.get(model)
+        champion = entry.champion if entry is not None else None
+        if entry is None or champion is None or champion.sequence < mark:
+            return mark
+        standing = entry.standings.get(champion.sequence)
+        try:
+            self._marks.advance(repository, model, champion.sequence, standing.signers if standing is not None else ())
+        except ModelcastError as error:
+            LOGGER.warning("%s", error)
+        return champion.sequence
