@@ -49,7 +49,7 @@ from .engines import Engines
 from .lifecycle import State
 from .probe import MEMORY_BYTES, Trial, TrialRunner, memory_allowed
 from .quarantine import Quarantine
-from .servable import LoadReport, Servable, memory_need, most_rows, row_values
+from .servable import LoadReport, Servable, memory_need
 
 T = TypeVar("T")
 
@@ -239,31 +239,30 @@ class Loader:
             golden.check(examples.outputs, outputs, manifest.tolerance)
             golden.check_varied(examples.inputs, outputs)
         with watch("warm"):
-            self._warm(servable, examples.inputs)
+            self._warm(servable, examples.inputs, build_s)
         return servable
 
     def _cuda_options(self, manifest: Manifest) -> runtime.CudaOptions:
         """How this version uses a CUDA device, should it get one."""
         tensorrt = None
         if self._engines is not None and runtime.resolve(self._device).cuda is not None:
-            inputs = manifest.signature.inputs
-            tensorrt = runtime.TensorRT(
-                self._engines.folder(manifest.digest),
-                {entry.name: entry.shape[1:] for entry in inputs},
-                most_rows(row_values(manifest.signature)),
-            )
+            tensorrt = self._engines.folder(manifest.digest)
         limit = memory_need(manifest) + CUDA_HEADROOM_BYTES
         return runtime.CudaOptions(memory_limit_bytes=limit, tf32=self._tf32, tensorrt=tensorrt)
 
-    def _warm(self, servable: Servable, inputs: Mapping[str, Array]) -> None:
+    def _warm(self, servable: Servable, inputs: Mapping[str, Array], build_s: float) -> None:
         allowed_ms = WARM_BUCKET_MS if servable.device == "cpu" else WARM_BUCKET_CUDA_MS
+        buckets = servable.buckets or tuple(sorted(self._buckets))
+        if build_s:  # an engine grows with each larger batch: the largest second spares the steps between
+            buckets = tuple(dict.fromkeys((buckets[0], buckets[-1], *buckets)))
         rows, took_ms = 1, 0.0
-        for bucket in servable.buckets or sorted(self._buckets):
-            if took_ms * bucket / rows > allowed_ms:
+        for bucket in buckets:
+            if took_ms * bucket / rows > allowed_ms and not build_s:
                 return
             feeds = {name: np.resize(array, (bucket, *array.shape[1:])) for name, array in inputs.items()}
             began = time.monotonic()
-            _within(GOLDEN_S, f"running {servable.id} on {bucket} rows", partial(servable.run_feeds, feeds))
+            work = partial(servable.run_feeds, feeds)
+            _within(GOLDEN_S + build_s, f"running {servable.id} on {bucket} rows", work)
             rows, took_ms = bucket, (time.monotonic() - began) * 1e3
 
 

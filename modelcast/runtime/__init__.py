@@ -15,7 +15,7 @@ from __future__ import annotations
 from .cuda import DeviceMemory, device_memory
 from .device import Device, check_device, resolve
 from .library import RuntimeLimits, limits, versions
-from .providers import CudaOptions, TensorRT
+from .providers import CudaOptions
 from .session import open_session
 from .tensors import Array, Session, TensorInfo
 
@@ -27,7 +27,6 @@ __all__ = [
     "RuntimeLimits",
     "Session",
     "TensorInfo",
-    "TensorRT",
     "check_device",
     "device_memory",
     "limits",

@@ -14,26 +14,6 @@ CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
 TENSORRT = "TensorrtExecutionProvider"
 
-# The batch size TensorRT's kernels are chosen for; others within the range run too.
-_TUNED_ROWS = 1024
-
-
-@dataclass(frozen=True, slots=True)
-class TensorRT:
-    """That TensorRT builds an engine for the graph, and how.
-
-    Attributes:
-        engines: A private folder for the engines of this graph alone: the runtime names them by the graph's structure,
-            so two versions that share a folder would share an engine, weights and all.
-        row_shapes: By graph input, its shape without the batch; where one is not known whole, the ranges are left out
-            and engines are built anew for each range of shapes met.
-        max_rows: Rows of the largest run.
-    """
-
-    engines: Path
-    row_shapes: Mapping[str, tuple[int | None, ...]]
-    max_rows: int
-
 
 @dataclass(frozen=True, slots=True)
 class CudaOptions:
@@ -43,12 +23,13 @@ class CudaOptions:
         memory_limit_bytes: What the session's arena may grow to; None for all there is.
         tf32: Whether matrix products of float32 may keep 10 bits of their factors: faster since Ampere, and further
             from what the publisher computed than golden examples allow by default.
-        tensorrt: Given if TensorRT is to build engines; None runs CUDA's kernels.
+        tensorrt: A folder for the engines TensorRT is to build; None runs CUDA's kernels. Private, and of this content
+            alone: the runtime names engines by a graph's structure, so two versions would share one, weights and all.
     """
 
     memory_limit_bytes: int | None = None
     tf32: bool = False
-    tensorrt: TensorRT | None = None
+    tensorrt: Path | None = None
 
 
 def providers(number: int, options: CudaOptions) -> list[tuple[str, Mapping[str, str]] | str]:
@@ -71,22 +52,16 @@ def _cuda(number: int, options: CudaOptions) -> Mapping[str, str]:
     return chosen
 
 
-def _tensorrt(number: int, tensorrt: TensorRT) -> Mapping[str, str]:
-    chosen = {
+def _tensorrt(number: int, engines: Path) -> Mapping[str, str]:
+    # No ranges of shapes are said beforehand: they would be needed for every tensor between what TensorRT takes and
+    # what it leaves to CUDA. An engine grows to the smallest and largest batch met, which warming sees to.
+    return {
         "device_id": str(number),
         "trt_engine_cache_enable": "1",  # an engine takes minutes to build
-        "trt_engine_cache_path": str(tensorrt.engines),
+        "trt_engine_cache_path": str(engines),
         "trt_timing_cache_enable": "1",
-        "trt_timing_cache_path": str(tensorrt.engines),
+        "trt_timing_cache_path": str(engines),
     }
-    shapes = tensorrt.row_shapes
-    if all(size is not None for shape in shapes.values() for size in shape):
-        # One engine for all batch sizes: without ranges, a larger batch than any before builds it anew.
-        for which, rows in (("min", 1), ("opt", min(_TUNED_ROWS, tensorrt.max_rows)), ("max", tensorrt.max_rows)):
-            chosen[f"trt_profile_{which}_shapes"] = ",".join(
-                f"{name}:{'x'.join(map(str, (rows, *shape)))}" for name, shape in shapes.items()
-            )
-    return chosen
 
 
 def provider_names(session: Any) -> frozenset[str]:

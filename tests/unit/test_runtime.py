@@ -15,7 +15,7 @@ from onnx import TensorProto, helper
 
 from modelcast import runtime
 from modelcast.errors import LoadError, MissingExtraError, OutOfMemoryError, UsageError
-from modelcast.runtime import CudaOptions, TensorRT, cuda, device
+from modelcast.runtime import CudaOptions, cuda, device
 from modelcast.runtime.library import fault_of
 from modelcast.runtime.providers import CUDA, TENSORRT, providers
 
@@ -154,15 +154,11 @@ def test_a_cuda_device_is_used_with_a_bounded_arena_and_exact_floats() -> None:
     assert dict(providers(0, CudaOptions(tf32=True))[0][1])["use_tf32"] == "1"
 
 
-def test_tensorrt_comes_first_with_one_engine_for_all_batches(tmp_path: Path) -> None:
-    shapes = {"x": (30,), "column": (), "image": (3, 8, 8)}
-    (name, options), *others = providers(1, CudaOptions(tensorrt=TensorRT(tmp_path, shapes, 4096)))
+def test_tensorrt_comes_first_and_keeps_engines_where_it_is_told(tmp_path: Path) -> None:
+    (name, options), *others = providers(1, CudaOptions(tensorrt=tmp_path))
     assert (name, others[0][0], others[1]) == (TENSORRT, CUDA, "CPUExecutionProvider")
-    assert options["trt_engine_cache_path"] == str(tmp_path)
-    assert options["trt_profile_min_shapes"] == "x:1x30,column:1,image:1x3x8x8"
-    assert options["trt_profile_max_shapes"] == "x:4096x30,column:4096,image:4096x3x8x8"
-    unknown = TensorRT(tmp_path, {"x": (None, 8)}, 4096)
-    assert "trt_profile_min_shapes" not in providers(1, CudaOptions(tensorrt=unknown))[0][1]
+    assert (options["device_id"], options["trt_engine_cache_enable"]) == ("1", "1")
+    assert options["trt_engine_cache_path"] == options["trt_timing_cache_path"] == str(tmp_path)
 
 
 @pytest.mark.parametrize(
