@@ -3,7 +3,8 @@
 - A thread of its own reads, and waits where a broker that is away makes it wait; it publishes images and never acts.
 - Nothing is published before the registry was read to its true end. What a snapshot says (`snapshot.py`) is the one
   exception: where no image was read within `STALE_START_S`, or reading failed, it stands in, loudly, until one is.
-- A broker that is away is waited for: the image stays, and says since when it is stale.
+- A broker that is away is waited for: the image stays, and says since when it is stale. So does one whose end can't be
+  reached, because a transaction stays open before it.
 - A reader that failed is replaced after a growing pause, and reads from the beginning.
 - A topic that shrank, or holds records of another repository, is read anew, loudly: it was truncated or made again.
 - Where the trust policy changed, other records count: the registry is read anew under it, and until that is done the
@@ -130,6 +131,7 @@ class RegistryFollower:
         self._failures = 0
         self._reopen_at_s = self._probe_at_s = self._search_at_s = clock()
         self._opened_at_s = 0.0
+        self._awaited_end: tuple[int, float] | None = None  # and since when
         self._trust_at_s = clock() + PROBE_S
         self._stale_since_s: float | None = None
 
@@ -289,7 +291,7 @@ class RegistryFollower:
                 before.revision,
                 image.revision,
             )
-        self._admission = admission
+        self._admission, self._awaited_end = admission, None
         self._take(image, read=asked, is_anew=True)
 
     def _note(self, record: LogRecord) -> None:
@@ -325,9 +327,22 @@ class RegistryFollower:
             return
         if end < image.revision:
             raise BrokerError(f"topic {self._topics.registry!r} ends at {end}, but {image.revision} was read")
+        if self._is_held_up(end, now):
+            hint = "A publisher's transaction may be open."
+            self._unhealthy(BrokerError(f"topic {self._topics.registry!r} can't be read to its end ({end})", hint=hint))
+            return
         self._healthy()
-        if self._keeper is not None:
+        if self._keeper is not None and self._awaited_end is None:
             self._keeper.confirm()
+
+    def _is_held_up(self, end: int, now: float) -> bool:
+        """Whether an end that was seen `CATCH_UP_TIMEOUT_S` ago was not reached: news stands there, unread."""
+        position = end if self._reader is None else self._reader.position
+        if position >= end:
+            self._awaited_end = None
+        elif self._awaited_end is None or position >= self._awaited_end[0]:
+            self._awaited_end = end, now
+        return self._awaited_end is not None and now - self._awaited_end[1] > CATCH_UP_TIMEOUT_S
 
     def _search(self) -> None:
         now, image = self._clock(), self.image

@@ -62,6 +62,11 @@ class RegistryReader:
         """The last image published."""
         return self._image
 
+    @property
+    def position(self) -> int:
+        """The next offset to be looked at: an end below or at it was read to."""
+        return self._reader.position(_PARTITION)
+
     def catch_up(self, timeout_s: float) -> RegistryImage:
         """Reads to the end the registry has now.
 

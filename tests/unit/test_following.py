@@ -156,6 +156,27 @@ class TestThread:
         assert follower.image is not None
         assert follower.stale_s == 0
 
+    def test_a_transaction_that_hides_the_end_makes_it_stale_until_it_is_decided(self, follows: Follows) -> None:
+        follower = follows.follower()
+        follower.turn(0.0)
+        writer = follows.log.transactional_writer("publisher", timeout_ms=1000)
+        writer.begin()
+        writer.send(TOPICS.registry, key=b"hidden", value=b"", partition=0)
+        for is_stale in (False, True):
+            for _ in range(7):
+                follows.now_s += following.PROBE_S
+                follows.read_at(0)
+                follower.turn(0.0)
+                assert follows.file().stat().st_mtime == 0  # what was not read to its end is not confirmed
+            assert (follower.stale_s > 0) == is_stale
+        assert "can't be read to its end" in str(follower.fault)
+        writer.abort()
+        follower.turn(0.0)
+        follows.now_s += following.PROBE_S
+        follower.turn(0.0)
+        assert (follower.stale_s, follower.fault) == (0, None)
+        assert follows.file().stat().st_mtime > 0
+
 
 class TestStartWithoutKafka:
     def test_what_was_known_stands_in_and_says_that_it_is_stale(
