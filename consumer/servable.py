@@ -188,8 +188,13 @@ class Servable:
             self._release()
 
     def _most_rows(self, feeds: Mapping[str, Array], rows: int) -> int:
-        most = most_rows(sum(array.size for array in feeds.values()) // rows)
+        values = 0
+        for array in feeds.values():
+            values += array.size
         short = self._short
+        if short is None and rows <= MAX_RUN_ROWS and values <= MAX_RUN_VALUES:
+            return rows
+        most = most_rows(values // rows)
         if short is None:
             return most
         if self._clock() >= short.until_s:
@@ -207,13 +212,14 @@ class Servable:
         return rows // 2
 
     def _run_part(self, session: Session, feeds: Mapping[str, Array], rows: int) -> dict[str, Array]:
-        outputs = dict(zip(self._names, session.run(feeds, self._names), strict=True))
-        for name, array in outputs.items():
+        outputs = {}
+        for name, array in zip(self._names, session.run(feeds, self._names), strict=True):
             if array.ndim == 0 or len(array) != rows:
                 raise LoadError(
                     f"output {name!r} of {self.id} has shape {list(array.shape)} for {rows} rows",
                     hint="The first dimension of every output must be the batch.",
                 )
+            outputs[name] = array
         return outputs
 
 
