@@ -139,7 +139,7 @@ def _table(rows: object, specs: Sequence[FieldSpec]) -> Mapping[str, Any]:
     if isinstance(rows, Mapping):
         return rows
     if isinstance(rows, Frame):
-        return {spec.name: rows[spec.name] for spec in specs if spec.name in rows.columns}
+        return _columns_of_frame(rows, specs)
     if isinstance(rows, ArrowStream):
         return _arrow(rows, specs)
     if isinstance(rows, str | bytes) or not isinstance(rows, Sequence):
@@ -170,7 +170,12 @@ def _arrow(rows: ArrowStream, specs: Sequence[FieldSpec]) -> Mapping[str, Any]:
             f"a {type(rows).__name__} can't be read as an Arrow table: {error}",
             hint="Give a table or a stream of record batches with one column per field.",
         ) from error
-    return {spec.name: frame[spec.name] for spec in specs if spec.name in frame.columns}
+    return _columns_of_frame(frame, specs)
+
+
+def _columns_of_frame(frame: Frame, specs: Sequence[FieldSpec]) -> Mapping[str, Any]:
+    names = frozenset(frame.columns)
+    return {spec.name: frame[spec.name] for spec in specs if spec.name in names}
 
 
 def _is_one(spec: FieldSpec, value: Any) -> bool:
