@@ -7,18 +7,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-from benchmarks.gpu_models import TOLERANCE, Model, Shelf, mlp, transformer
+from benchmarks.gpu_models import TOLERANCE, TOPICS, Model, Shelf, mlp, transformer
 from modelcast import golden, runtime
 from modelcast.consumer.lifecycle import LOAD_STEPS, State
 from modelcast.consumer.loader import Loader
 from modelcast.consumer.servable import Servable
 from modelcast.consumer.slot import Slot
 from modelcast.errors import OutOfMemoryError, UsageError
+from modelcast.records import Tolerance
 from modelcast.runtime.iobinding import BUCKETS
 
 if TYPE_CHECKING:
@@ -133,3 +135,26 @@ def test_f24_a_version_that_does_not_fit_leaves_the_old_one_scoring(
         assert_scores(servable, reference(large, tmp_path), large, 64)
     slot.clear()
     slot.reap()
+
+
+def test_tensorrt_builds_an_engine_for_each_content(gpu: Gpu, shelf: Shelf, tmp_path: Path) -> None:
+    try:
+        runtime.check_device(gpu.name, tensorrt=True)
+    except UsageError as error:
+        pytest.skip(str(error))
+    loose = Tolerance(relative=1e-2, absolute=1e-2)  # TensorRT rounds to TF32
+    cache = tmp_path / "cache"
+    with Loader(
+        shelf.log, TOPICS, cache_dir=cache, state_dir=tmp_path, device=gpu.name, probe=False, tensorrt=True
+    ) as loader:
+        for number in (1, 2):  # of one structure: had they one engine, the second would score as the first
+            model = mlp(number, hidden=64)
+            record = shelf.put(number, model)
+            servable = loader.load(replace(record, manifest=replace(record.manifest, tolerance=loose)), None)
+            feeds = model.batch(300)
+            want = reference(model, tmp_path).run(feeds)[0]
+            golden.check({"y": want}, servable.run_feeds(feeds), loose)
+            servable.close()
+    contents = list((cache / "tensorrt").iterdir())
+    assert len(contents) == 2
+    assert all(any(file.is_file() for file in content.rglob("*")) for content in contents)
