@@ -63,7 +63,7 @@ class Line:
         is_asked: Somebody asks for it, and nothing is live.
         is_settled: Nothing is live, and waiting alone will change nothing.
         used_at_s: When somebody was last seen to use it.
-        mark: The highest release sequence ever seen.
+        mark: The highest release sequence ever seen; None before anybody said so.
         fault: What keeps marks from being read.
         is_caught_up: The registry was read to an end taken after this line was there.
         turn: When a load was last begun, in turns of the reconciler.
@@ -83,7 +83,7 @@ class Line:
         self.is_asked = False
         self.is_settled = False
         self.used_at_s = 0.0
-        self.mark = 0
+        self.mark: int | None = None if ref.version is None else 0
         self.fault: Exception | None = None
         self.is_caught_up = False
         self.turn = 0
@@ -112,7 +112,7 @@ class Line:
             ready=None if self.ready is None else VersionKey.of(self.ready),
             busy=busy,
             refused=self.refused,
-            mark=self.mark,
+            mark=self.mark or 0,
             fields=self.fields_generation,
             now_s=now_s,
             budget=budget,

@@ -236,19 +236,20 @@ class Reconciler:
         self,
         at: Moment,
         *,
-        marks: Mapping[ModelRef, int | Exception] | None = None,
+        marks: Mapping[ModelRef, int | Exception],
         stale: Mapping[ModelRef, Stale] | None = None,
     ) -> Turn:
         """Takes every step that can be taken now.
 
         Args:
-            marks: The highest release sequence ever seen of each model, or what keeps it from being known.
+            marks: The highest release sequence ever seen of each model, or what keeps it from being known. A model that
+                was subscribed to after they were taken waits for the next turn: an old release must not slip through.
             stale: Models of which what is known is older than it may be.
         """
         self._turns += 1
         self._news = []
         for line in self.lines.values():
-            self._look(line, (marks or {}).get(line.ref, 0), (stale or {}).get(line.ref), at)
+            self._look(line, marks.get(line.ref), (stale or {}).get(line.ref), at)
         self._settle(at)
         failures, self._failures = self._failures, []
         for failure in failures:
@@ -288,12 +289,13 @@ class Reconciler:
                 continue
             self.subscribe(ref)
 
-    def _look(self, line: Line, mark: int | Exception, stale: Stale | None, at: Moment) -> None:
+    def _look(self, line: Line, mark: int | Exception | None, stale: Stale | None, at: Moment) -> None:
         line.look_at_uses(at.s)
         if line.is_asked:
             line.used_at_s = at.s
         line.fault = mark if isinstance(mark, Exception) else None
-        line.mark = line.mark if isinstance(mark, Exception) else mark
+        if isinstance(mark, int):
+            line.mark = mark
         known = line.stale
         if stale is None or known is None or (stale.reason, stale.stop) != (known.reason, known.stop):
             line.stale = stale
@@ -353,7 +355,9 @@ class Reconciler:
         """Takes the steps of one model that need no load; the load it needs then."""
         image = self._image
         line.is_settled = line.is_stopped
-        if image is None or line.fault is not None or line.is_stopped or (line.is_evicted and not line.is_asked):
+        if image is None or line.mark is None or line.fault is not None:
+            return None
+        if line.is_stopped or (line.is_evicted and not line.is_asked):
             return None
         for _ in range(_MAX_STEPS):
             view = line.view(busy=self._loading is not None, now_s=at.s, budget=self._budget)

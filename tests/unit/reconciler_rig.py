@@ -112,7 +112,8 @@ class Bench:
         self.reconciler.observe(self.registry.image)
         while True:
             moment = Moment(self.now_s, int(self.now_s * 1000))
-            turn = self.reconciler.turn(moment, marks=self.marks, stale=self.stale)
+            marks = dict.fromkeys(self.reconciler.lines, 0) | self.marks
+            turn = self.reconciler.turn(moment, marks=marks, stale=self.stale)
             self.news += turn.news
             freed = 0
             for ref, slot in self.reconciler.slots():

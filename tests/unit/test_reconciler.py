@@ -11,6 +11,7 @@ from modelcast.consumer.budget import IDLE_S
 from modelcast.consumer.freshness import Stale, StaleReason
 from modelcast.consumer.lifecycle import State
 from modelcast.consumer.policy import MAX_RETRY_S, Preserve
+from modelcast.consumer.reconciler import Moment
 from modelcast.errors import BrokerError, GoldenError, ModelNotFoundError, OutOfMemoryError
 from modelcast.names import ModelRef
 from modelcast.records import ModelState
@@ -393,6 +394,16 @@ def test_marks_that_can_not_be_read_leave_the_model_as_it_is_and_no_other() -> N
     bench.marks.clear()
     bench.settle()
     assert bench.live(FRAUD) == 2
+
+
+def test_f11_a_model_whose_mark_is_not_known_yet_waits_for_it() -> None:
+    bench = Bench(FRAUD)
+    bench.registry.put(1)
+    bench.reconciler.observe(bench.registry.image)
+    assert bench.reconciler.turn(Moment(0.0, 0), marks={}).load is None
+    bench.marks[FRAUD] = 2
+    bench.settle()
+    assert (bench.loads, bench.told()) == ([], ["fraud@1 replayed"])
 
 
 def test_f25_1000_swaps_leave_no_more_behind_than_ten() -> None:
