@@ -7,6 +7,7 @@ import pytest
 from modelcast.consumer.reaper import LOOK_S, LULL_S, PATIENCE_S, SMALL_BYTES, Reaper
 from modelcast.consumer.slot import Slot
 from modelcast.names import ModelRef
+from tests.unit.control_rig import Rig
 from tests.unit.test_slot import FakeServable
 
 LARGE = SMALL_BYTES + 1
@@ -131,3 +132,31 @@ def test_memory_of_a_large_one_goes_back_to_the_system_and_small_ones_are_not_wo
     large, _ = replaced(LARGE)
     reap(Reaper(), large, at_s=0, at_once=True)
     assert calls == [1]
+
+
+def test_a_control_plane_turns_again_for_what_waits() -> None:
+    rig = Rig(keep=0)
+    rig.init()
+    rig.publish(1)
+    rig.settle()
+    old = rig.loader.made[0]
+    old.memory_bytes = LARGE
+    rig.publish(2)
+    rig.settle()
+    assert rig.plane.step() == rig.now_s + LOOK_S
+    assert old.closed_by is None
+    rig.now_s += LULL_S * 2
+    rig.plane.step()
+    assert old.closed_by is not None
+
+
+def test_a_control_plane_that_is_short_of_memory_does_not_wait() -> None:
+    rig = Rig(keep=0, memory_budget_bytes=1 << 30)
+    rig.init()
+    rig.publish(1)
+    rig.settle()
+    old = rig.loader.made[0]
+    old.memory_bytes = LARGE
+    rig.publish(2)
+    rig.settle()
+    assert old.closed_by is not None
