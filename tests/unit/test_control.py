@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -118,13 +119,19 @@ class TestFollowing:
         assert slot.live is not None
         assert rig.plane.subscribe(ModelRef("churn")) is slot
 
-    def test_1000_swaps_leave_two_servables_and_a_bounded_memory_of_them(self, rig: Rig) -> None:
+    def test_f25_1000_swaps_leave_two_servables_a_bounded_memory_of_them_and_no_thread_or_handle(
+        self, rig: Rig
+    ) -> None:
+        held = {}
         for version in range(1, 1001):
             rig.publish(version)
             rig.settle()
+            held[version] = threading.active_count(), len(list(Path("/proc/self/fd").iterdir()))
         assert [made.id.version for made in rig.loader.made if made.closed_by is None] == [999, 1000]
         assert len(rig.plane.slot(FRAUD).states()) <= 256
         assert rig.plane.status_snapshot().models[0].swaps == 999
+        assert held[1000][0] <= held[10][0]  # what other tests left may end meanwhile
+        assert held[1000][1] <= held[10][1]
 
     def test_a_large_kept_version_makes_room_before_the_next_load(
         self, rig: Rig, monkeypatch: pytest.MonkeyPatch
