@@ -18,7 +18,6 @@
 from __future__ import annotations
 
 import os
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -30,6 +29,7 @@ from typing import Self, TypeVar
 import numpy as np
 
 from modelcast import golden, graph, runtime
+from modelcast.bounded import BoundedCalls
 from modelcast.errors import ConfigError, GoldenError, LoadError, StructureError
 from modelcast.files.cache import Cache
 from modelcast.files.fetch import Fetcher
@@ -128,6 +128,7 @@ class Loader:
         self._fetcher = Fetcher(log, topics, self._cache, stores=stores)
         self._quarantine = Quarantine(state_folder() if state_dir is None else state_dir)
         self._runner = TrialRunner() if probe else None
+        self._steps = Steps()
         self._device = device
         self._threads = threads
         self._prepacking = prepacking
@@ -191,6 +192,7 @@ class Loader:
         """Ends the waiting child and removes private folders. Servables stay usable."""
         if self._runner is not None:
             self._runner.close()
+        self._steps.close()
         self._cache.close()
 
     def __enter__(self) -> Self:
@@ -226,7 +228,7 @@ class Loader:
         build_s = TENSORRT_S if cuda.tensorrt is not None else 0.0
         on_state(State.LOADING)
         with watch("session"):
-            opened = _within(
+            opened = self._steps.run(
                 SESSION_S + manifest.size_bytes / LOAD_BYTES_PER_S + build_s, f"opening {manifest.id}", session
             )
         servable = Servable(manifest, binding, opened, release=lambda: self._cache.release(view))
@@ -235,7 +237,7 @@ class Loader:
         with watch("golden"):
             _check_examples(manifest, examples)
             run = partial(servable.run_feeds, examples.inputs)
-            outputs = _within(GOLDEN_S + build_s, f"running the golden examples of {manifest.id}", run)
+            outputs = self._steps.run(GOLDEN_S + build_s, f"running the golden examples of {manifest.id}", run)
             golden.check(examples.outputs, outputs, manifest.tolerance)
             golden.check_varied(examples.inputs, outputs)
         with watch("warm"):
@@ -262,7 +264,7 @@ class Loader:
             feeds = {name: np.resize(array, (bucket, *array.shape[1:])) for name, array in inputs.items()}
             began = time.monotonic()
             work = partial(servable.run_feeds, feeds)
-            _within(GOLDEN_S + build_s, f"running {servable.id} on {bucket} rows", work)
+            self._steps.run(GOLDEN_S + build_s, f"running {servable.id} on {bucket} rows", work)
             rows, took_ms = bucket, (time.monotonic() - began) * 1e3
 
 
@@ -323,22 +325,28 @@ class _Stopwatch:
         )
 
 
-def _within(deadline_s: float, what: str, work: Callable[[], T]) -> T:
-    """Runs `work` on a thread of its own; raises LoadError, leaving the thread behind, when the time is up."""
-    results: list[T] = []
-    errors: list[BaseException] = []
+class Steps:
+    """Runs steps that native code may hold for ever, on one thread for all loads; for one load at a time.
 
-    def run() -> None:
+    One thread, because the allocator keeps a heap for each that ever allocated: a new one for every step grew for
+    hundreds of swaps.
+    """
+
+    def __init__(self) -> None:
+        self._calls: BoundedCalls | None = None
+
+    def run(self, deadline_s: float, what: str, work: Callable[[], T]) -> T:
+        """What `work` returns; raises LoadError, leaving the thread behind, when the time is up."""
+        if self._calls is None:
+            self._calls = BoundedCalls("modelcast-load-step")
         try:
-            results.append(work())
-        except BaseException as error:  # raised again by the caller's thread
-            errors.append(error)
+            return self._calls.run(work, deadline_s)
+        except TimeoutError as error:
+            self.close()
+            raise LoadError(f"{what} took longer than {deadline_s:g} s") from error
 
-    thread = threading.Thread(target=run, name="modelcast-load-step", daemon=True)
-    thread.start()
-    thread.join(deadline_s)
-    if errors:
-        raise errors[0]
-    if not results:
-        raise LoadError(f"{what} took longer than {deadline_s:g} s")
-    return results[0]
+    def close(self) -> None:
+        """Lets the thread end after the step it is in."""
+        if self._calls is not None:
+            self._calls.close()
+            self._calls = None

@@ -43,9 +43,7 @@ def appeared(
     return [
         name
         for name, entry in models.items()
-        if before.get(name) is not entry
-        and entry.champion is not None
-        and matches(patterns, name)
+        if before.get(name) is not entry and entry.champion is not None and matches(patterns, name)
     ]
 
 

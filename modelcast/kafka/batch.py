@@ -16,10 +16,10 @@ from typing import Any, Final, cast
 
 from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
+from modelcast.bounded import BoundedCalls
 from modelcast.errors import ModelcastError
 from modelcast.group import GroupMetadata
 
-from .bounded import BoundedCalls
 from .connection import close_producer, make_producer, serve
 from .deliveries import Deliveries
 from .faults import Faults, error_of

@@ -26,11 +26,11 @@ from confluent_kafka import (
     TopicPartition,
 )
 
+from modelcast.bounded import BoundedCalls
 from modelcast.errors import OffsetOutOfRangeError
 from modelcast.group import GroupMetadata, OnPartitions
 from modelcast.group import Message as Event
 
-from .bounded import BoundedCalls
 from .connection import make_consumer
 from .faults import PASSING, Faults, error_of
 from .settings import LOGGER, group_settings

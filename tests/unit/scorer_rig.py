@@ -171,7 +171,7 @@ class RunningScorer:
                 model_failed=lambda _, message: self.heard.failed.append(message),
                 waiting=self.heard.waiting.append,
                 recovering=self.heard.recovering.append,
-                tick=lambda: self.on_tick(),
+                tick=lambda: self.on_tick(),  # noqa: PLW0108 - tests put another in its place
             ),
             end=end,
             sizer=sizer,

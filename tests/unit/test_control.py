@@ -78,7 +78,9 @@ class TestFollowing:
         rig.settle()
         assert (rig.live(FRAUD), rig.live(PINNED)) == (2, 1)
 
-    def test_f26_500_releases_in_a_burst_cost_two_loads_and_end_on_the_newest(self, rig: Rig) -> None:
+    def test_f26_500_releases_in_a_burst_cost_two_loads_and_end_on_the_newest(self) -> None:
+        rig = Rig()  # 500 marks synced to a disk are another matter
+        rig.init()
         rig.publish(1)
         rig.settle()
         rig.loader.gate.clear()

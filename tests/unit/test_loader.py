@@ -17,8 +17,7 @@ from onnx import TensorProto, helper
 from modelcast import blobs, digest
 from modelcast.consumer.binding import EventFields
 from modelcast.consumer.lifecycle import LOAD_STEPS, State
-from modelcast.consumer.loader import TENSORRT_VARIABLE, TF32_VARIABLE, Loader
-from modelcast.consumer.loader import _within as within
+from modelcast.consumer.loader import TENSORRT_VARIABLE, TF32_VARIABLE, Loader, Steps
 from modelcast.errors import (
     BindingError,
     ConfigError,
@@ -181,11 +180,11 @@ def test_bad_versions_are_refused_by_name_and_leave_nothing(
     tmp_path: Path,
 ) -> None:
     assert ROWS >= MIN_VARIED_EXAMPLES
-    threads = threading.active_count()
+    threads = {*threading.enumerate()}
     with pytest.raises(error, match=match):
         loader.load(shelf.put(make(tmp_path), tmp_path), None)
     assert views(tmp_path) == []
-    assert threading.active_count() == threads
+    assert {thread.name for thread in {*threading.enumerate()} - threads} <= {"modelcast-load-step"}
     good = shelf.put({"model.onnx": graph(), "examples.npz": examples(tmp_path)}, tmp_path)
     loader.load(good, None).close()
 
@@ -282,7 +281,23 @@ def test_f20_a_version_whose_loading_ended_the_process_twice_is_refused(
 
 
 def test_a_step_that_does_not_end_is_given_up() -> None:
-    held = threading.Event()
+    held, steps = threading.Event(), Steps()
     with pytest.raises(LoadError, match=r"opening fraud@1 took longer than 0\.01 s"):
-        within(0.01, "opening fraud@1", lambda: held.wait(30))
+        steps.run(0.01, "opening fraud@1", lambda: held.wait(30))
+    assert steps.run(10, "opening fraud@2", lambda: 7) == 7
     held.set()
+    steps.close()
+
+
+def test_steps_share_a_thread_which_keeps_nothing_of_what_they_made() -> None:
+    class Made:
+        pass
+
+    steps = Steps()
+    made = steps.run(10, "making", Made)
+    gone = weakref.ref(made)
+    del made
+    threads = {steps.run(10, "asking", threading.get_ident) for _ in range(3)}
+    assert gone() is None
+    assert len(threads) == 1
+    steps.close()

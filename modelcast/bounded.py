@@ -1,8 +1,7 @@
-"""Calls of the client library that may never return, bounded from outside.
+"""Calls of native code that may never return, bounded from outside: a thread of its own makes them.
 
-`send_offsets_to_transaction` does not keep its timeout: while the group's coordinator is away it waits for a change of
-some broker's state that may never come (librdkafka issues 5456 and 5511). A thread of its own makes such calls; when
-one does not return in time the thread is left to it, and the client must not be used again.
+When one does not return in time the thread is left to it. What the call used (a client, a session half built) must not
+be used again.
 """
 
 from __future__ import annotations
@@ -11,21 +10,24 @@ import queue
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 
 class BoundedCalls:
     """Runs calls one after another on one thread; for one caller at a time. Useless after a TimeoutError."""
 
     def __init__(self, name: str) -> None:
-        self._calls: queue.SimpleQueue[tuple[Callable[[], None], Future[None]] | None] = queue.SimpleQueue()
+        self._calls: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
-    def run(self, call: Callable[[], None], timeout_s: float) -> None:
-        """Runs `call`, raising what it raises; TimeoutError if it has not returned in time."""
-        future: Future[None] = Future()
+    def run(self, call: Callable[[], T], timeout_s: float) -> T:
+        """What `call` returns, or raises; TimeoutError if it has not returned in time."""
+        future: Future[T] = Future()
         self._calls.put((call, future))
-        future.result(timeout_s)
+        return future.result(timeout_s)
 
     def close(self) -> None:
         """Lets the thread end after the call it is in, if that ever returns."""
@@ -35,8 +37,7 @@ class BoundedCalls:
         while (entry := self._calls.get()) is not None:
             call, future = entry
             try:
-                call()
+                future.set_result(call())
             except BaseException as error:  # the caller's to handle, whatever it is
                 future.set_exception(error)
-            else:
-                future.set_result(None)
+            del entry, call, future  # while the thread waits, nothing is to be kept alive by it
