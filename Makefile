@@ -12,7 +12,7 @@ EXTRAS := demo hf lightgbm mlflow signing store
 WORKERS ?= 3
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test faults large lint types check bench lock clean python-complete
+.PHONY: help demo test faults large gpu lint types check bench lock clean python-complete
 
 help: ## Show the targets
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -28,6 +28,9 @@ faults: $(STAMP) ## Publishers, scorers and brokers really killed (some 6 minute
 
 large: $(STAMP) ## A model of more than 2 GB, published and pulled back (10 GB of disk, some minutes)
 	$(PY) -m pytest tests/large -s
+
+gpu: $(STAMP) ## Tests on a CUDA device, in an environment that has modelcast[gpu]
+	MODELCAST_REQUIRE_GPU=1 $(PY) -m pytest tests/gpu
 
 lint: $(STAMP) ## Style
 	$(PY) -m ruff check .

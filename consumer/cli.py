@@ -94,6 +94,14 @@ def score(
     when_stale: Annotated[
         str, typer.Option("--when-stale", metavar="keep|stop", help="After --max-stale: score on, or let events wait.")
     ] = "keep",
+    preserve: Annotated[
+        str,
+        typer.Option(
+            "--preserve",
+            metavar="availability|resources",
+            help="At a swap: load the new version beside the old one, or unload the old one first and let events wait.",
+        ),
+    ] = "availability",
     until_end: Annotated[
         bool, typer.Option("--until-end", help="Score what the topic holds now, then end.", show_default=False)
     ] = False,
@@ -116,6 +124,7 @@ def score(
             until_end=until_end,
             max_stale_s=None if max_stale is None else seconds(max_stale, "--max-stale"),
             when_stale=when_stale,
+            preserve=preserve,
             connection=context.connection,
             report=_printer(context.output),
         )

@@ -44,6 +44,7 @@ from .line import Swapped
 from .loader import Loader
 from .model import DEFAULT_TIMEOUT_S, Host, Model, Prediction
 from .patterns import check_pattern, is_pattern
+from .policy import Preserve
 from .snapshot import SnapshotStore
 
 __all__ = ["DEFAULT_TIMEOUT_S", "Model", "ModelClient", "Prediction"]
@@ -79,7 +80,10 @@ class ModelClient:
         instance: What this client is called on the status topic.
         timeout_s: How long `client[name]` waits for a model that is on its way, and `predict` for one that was
             unloaded to make room.
-        keep: Versions kept loaded behind each live one, for a rollback that takes no time: 1 or 0.
+        preserve: What a swap keeps at all cost: `availability` (the new version is loaded beside the old one), or
+            `resources` (the old one is unloaded first, and predictions wait for the new one, up to `timeout_s`).
+        keep: Versions kept loaded behind each live one, for a rollback that takes no time: 1 or 0. None where resources
+            are preserved.
         memory_budget_bytes: What all models together may take; None for no limit. What does not fit makes room by
             unloading what is kept, then models that nobody used for `idle_s`; those are loaded again when asked for.
         idle_s: See `memory_budget_bytes`.
@@ -109,6 +113,7 @@ class ModelClient:
         trust_policy: Path | str | None = None,
         instance: str | None = None,
         timeout_s: float = DEFAULT_TIMEOUT_S,
+        preserve: str = Preserve.AVAILABILITY,
         keep: int = 1,
         memory_budget_bytes: int | None = None,
         idle_s: float = IDLE_S,
@@ -120,6 +125,7 @@ class ModelClient:
         patterns = [check_pattern(name) for name in names if is_pattern(name)]
         refs = [ModelRef.parse(name) for name in names if not is_pattern(name)]
         _check_limits(keep, memory_budget_bytes, idle_s)
+        preserved = Preserve.of(preserve)
         freshness = Freshness.of(max_stale_s, when_stale)
         allowed = Stores.resolve(stores)
         versions = runtime.versions()
@@ -154,6 +160,7 @@ class ModelClient:
             instance=instance or f"client-{socket.gethostname()}-{os.getpid()}-{next(_NUMBERS)}",
             device=device,
             runtime=versions,
+            preserve=preserved,
             keep=keep,
             memory_budget_bytes=memory_budget_bytes,
             idle_s=idle_s,

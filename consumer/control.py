@@ -218,6 +218,10 @@ class ControlPlane:
         """Whether nothing is live for want of memory, so that it takes a `wake`. Raises ModelNotFoundError."""
         return self._reconciler.line(ref).is_idle
 
+    def is_between(self, ref: ModelRef) -> bool:
+        """Whether the old version was unloaded first, and the new one is to come. Raises ModelNotFoundError."""
+        return self._reconciler.line(ref).is_between
+
     def slot(self, ref: ModelRef) -> Slot:
         """Raises ModelNotFoundError if nobody subscribed to `ref`."""
         return self._reconciler.line(ref).slot

@@ -65,6 +65,7 @@ class Line:
         used_at_s: When somebody was last seen to use it.
         mark: The highest release sequence ever seen; None before anybody said so.
         fault: What keeps marks from being read.
+        is_between: The live version was let go for the one that is to take its place.
         is_caught_up: The registry was read to an end taken after this line was there.
         turn: When a load was last begun, in turns of the reconciler.
     """
@@ -82,6 +83,7 @@ class Line:
         self.is_evicted = False
         self.is_asked = False
         self.is_settled = False
+        self.is_between = False
         self.used_at_s = 0.0
         self.mark: int | None = None if ref.version is None else 0
         self.fault: Exception | None = None
@@ -183,7 +185,7 @@ class Line:
         if is_ready:
             self.ready = None
         self.short = None
-        self.is_evicted = self.is_asked = self.is_settled = False
+        self.is_evicted = self.is_asked = self.is_settled = self.is_between = False
         return event
 
     def _forget_refusals(self, live: VersionKey, release: Release | None) -> None:
@@ -201,10 +203,15 @@ class Line:
             ready, self.ready = self.ready, None
             self.slot.discard(ready)
         elif self.slot.live_key == key:
-            self.clear()
+            self.is_between = True  # first, so that whoever finds nothing live knows to wait
+            self._let_go()
 
     def clear(self) -> None:
         """Lets go of everything."""
+        self.is_between = False
+        self._let_go()
+
+    def _let_go(self) -> None:
         if self.ready is not None:
             ready, self.ready = self.ready, None
             self.slot.discard(ready)

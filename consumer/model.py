@@ -231,7 +231,7 @@ class Model:
         """Has the model loaded again if it was unloaded to make room, and runs it then."""
         for _ in range(_MAX_ROUSINGS):
             if not self._is_live():
-                self._check_idle()
+                self._check_to_come()
                 self._host.plane.wait_live(self.ref, self._host.timeout_s, patient=False)
             try:
                 with self._slot.lease() as servable:
@@ -240,9 +240,10 @@ class Model:
                 continue
         raise self._absence()
 
-    def _check_idle(self) -> None:
-        """Raises what keeps the model from being live, unless it was unloaded to make room."""
-        if not self._host.plane.is_idle(self.ref):
+    def _check_to_come(self) -> None:
+        """Raises what keeps the model from being live, unless it was unloaded to make room, be it for its successor."""
+        plane = self._host.plane
+        if not plane.is_idle(self.ref) and not plane.is_between(self.ref):
             raise self._absence()
 
     def _absence(self) -> ModelNotFoundError | LoadError:
@@ -254,7 +255,7 @@ class Model:
     async def _beside(self, work: Callable[[], Prediction], rows: int | None) -> Prediction:
         self._life.check()
         if not self._is_live():
-            self._check_idle()
+            self._check_to_come()
             await self.live_async(self._host.timeout_s, patient=False)
         generation = self._slot.generation
         inline = self._pace.is_quick(generation, rows)

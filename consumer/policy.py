@@ -23,6 +23,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from modelcast.errors import UsageError
 from modelcast.names import ModelRef, ModelVersion
 from modelcast.records import Release, Withdrawn
 from modelcast.registry.image import ModelEntry, RegistryImage, VersionRecord
@@ -57,6 +58,13 @@ class Preserve(StrEnum):
 
     AVAILABILITY = "availability"  # the new version is loaded beside the old one
     RESOURCES = "resources"  # the old version is unloaded first; events wait meanwhile
+
+    @classmethod
+    def of(cls, word: str) -> Preserve:
+        """Raises UsageError if that is neither."""
+        if word not in list(cls):
+            raise UsageError(f"a swap can't preserve {word!r}", hint="Use availability or resources.")
+        return cls(word)
 
 
 @dataclass(frozen=True, slots=True)

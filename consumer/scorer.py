@@ -41,6 +41,7 @@ from .lag import LagMeter
 from .loader import Loader
 from .loop import CLOSE_DRAIN_S, ScoringLoop
 from .observer import Observer
+from .policy import Preserve
 from .reports import Report, ScorerStats, Started, Stopped, Waiting, Warned
 from .sampling import EventFieldsSource
 from .scoring import Scoring
@@ -82,6 +83,8 @@ class Scorer:
             None for as long as it takes.
         when_stale: What happens then: `keep` scores on and says so, `stop` lets events wait until the registry is
             followed again.
+        preserve: What a swap keeps at all cost: `availability` (the new version is loaded beside the old one), or
+            `resources` (the old one is unloaded first, and events wait meanwhile).
         bootstrap_servers: `host:port[,…]`; by default `MODELCAST_BOOTSTRAP_SERVERS`, the properties file, or the
             running dev broker.
         prefix: The repository's topic prefix.
@@ -97,7 +100,7 @@ class Scorer:
         report: Told what happens (`consumer.reports`), on the thread of `run`.
 
     Raises:
-        UsageError: The model's name, the guarantee, the device, `max_stale_s` or `when_stale` can't be.
+        UsageError: The model's name, the guarantee, the device, `max_stale_s`, `when_stale` or `preserve` can't be.
         MissingExtraError: No ONNX Runtime is installed, or none that has the device.
         ConfigError: A setting or the trust policy is wrong.
         BrokerError: No broker is named anywhere.
@@ -117,6 +120,7 @@ class Scorer:
         until_end: bool = False,
         max_stale_s: float | None = None,
         when_stale: str = WhenStale.KEEP,
+        preserve: str = Preserve.AVAILABILITY,
         bootstrap_servers: str | None = None,
         prefix: str | None = None,
         properties: Mapping[str, str] | None = None,
@@ -139,6 +143,7 @@ class Scorer:
             raise UsageError(f"there is no guarantee {guarantee!r}", hint="Use exactly-once or at-least-once.")
         self._guarantee = Guarantee(guarantee)
         self._freshness = Freshness.of(max_stale_s, when_stale)
+        self._preserve = Preserve.of(preserve)
         self._runtime = runtime.versions()
         runtime.check_device(device)
         self._device = device
@@ -312,6 +317,7 @@ class Scorer:
             device=self._device,
             runtime=self._runtime,
             freshness=self._freshness,
+            preserve=self._preserve,
             trust=self._trust,
         )
         stack.callback(plane.close)

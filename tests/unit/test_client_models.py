@@ -80,6 +80,7 @@ class TestPatterns:
             ({"idle_s": -1.0}, "idle_s can't be -1"),
             ({"max_stale_s": 0.0}, "after 0 s"),
             ({"when_stale": "panic"}, "when_stale can't be 'panic'"),
+            ({"preserve": "both"}, "can't preserve 'both'"),
         ],
     )
     def test_options_that_are_none_are_refused(
@@ -197,3 +198,29 @@ def test_a_load_stalls_no_predictions_of_other_models(repository: Repository, mo
         assert asyncio.run(fraud.predict_async(ROWS)).version == 1
         gate.set()
         assert large.wait_live(DEADLINE_S).predict(ROWS)["score"].tolist() == [211.0, 222.0]
+
+
+def test_f24_predictions_wait_while_the_old_version_is_unloaded_first(
+    repository: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate, entered, load = threading.Event(), threading.Event(), Loader.load
+
+    def held_up(loader: Loader, record: Any, *rest: Any) -> Any:
+        if record.manifest.version == 2:
+            entered.set()
+            assert gate.wait(DEADLINE_S)
+        return load(loader, record, *rest)
+
+    monkeypatch.setattr(Loader, "load", held_up)
+    repository.publish(100.0)
+    with repository.client(models=["fraud"], preserve="resources") as client:
+        fraud = client["fraud"]
+        repository.publish(200.0)
+        assert entered.wait(DEADLINE_S)
+        assert fraud.version is None
+        answers: list[Any] = []
+        waiting = threading.Thread(target=lambda: answers.append(fraud.predict(ROWS)))
+        waiting.start()
+        gate.set()
+        waiting.join(DEADLINE_S)
+        assert [(answer.version, answer["score"].tolist()) for answer in answers] == [(2, [211.0, 222.0])]

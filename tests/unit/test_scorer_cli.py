@@ -71,8 +71,8 @@ def test_a_device_nobody_knows_is_a_usage_error(device: str) -> None:
         Scorer("fraud", "events", "scores", device=device, bootstrap_servers="127.0.0.1:1")
 
 
-@pytest.mark.parametrize("options", [{"max_stale_s": 0}, {"when_stale": "panic"}])
-def test_what_may_be_stale_for_no_time_or_then_does_nobody_knows_what_is_a_usage_error(options: dict[str, Any]) -> None:
+@pytest.mark.parametrize("options", [{"max_stale_s": 0}, {"when_stale": "panic"}, {"preserve": "both"}])
+def test_words_and_times_that_say_nothing_are_usage_errors(options: dict[str, Any]) -> None:
     with pytest.raises(UsageError):
         Scorer("fraud", "events", "scores", bootstrap_servers="127.0.0.1:1", **options)
 
