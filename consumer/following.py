@@ -23,7 +23,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Final, Self
 
@@ -276,13 +276,13 @@ class RegistryFollower:
         image = self._reader.catch_up(CATCH_UP_TIMEOUT_S)
         before = self.image
         self._opened_at_s = self._clock()
-        if before is not None and before.repository != image.repository:
+        if before is not None and before.repository is not None and before.repository != image.repository:
             LOGGER.warning(
                 "topic %s holds another repository now (%s, it was %s): its releases count from the first; what is "
                 "live stays until one of them can serve",
                 self._topics.registry,
                 image.repository and image.repository.uuid,
-                before.repository and before.repository.uuid,
+                before.repository.uuid,
             )
         elif before is not None and image.revision < before.revision:
             LOGGER.warning(
@@ -400,21 +400,26 @@ class RegistryFollower:
             if basis == self._stood_in_on:
                 return
             self._stood_in_on = basis
-            self._publish_kept(self._snapshots.load(basis[1]), basis[0])
+            try:
+                self._publish_kept(self._snapshots.load(basis[1]), basis[0])
+            except Exception:  # whatever lies in the folder, the registry is still to be followed
+                LOGGER.exception("what this host knew of the registry can't be used")
 
-    def _publish_kept(self, found: Collection[Snapshot], admission: Admission) -> None:
-        image = image_of(found, admission)
+    def _publish_kept(self, snapshots: Collection[Snapshot], admission: Admission) -> None:
+        image = image_of(snapshots, admission)
         if image is not None:
             _complain(image, ())
-        if image is None or not image.models:
-            if found:
+        models = {} if image is None else image.models
+        read_ms = {found.model: found.read_ms for found in snapshots if found.model in models}
+        if image is None or not read_ms:
+            if snapshots:
                 LOGGER.warning(
                     "the registry can't be read, and what this host knew of %s does not count",
-                    _named({snapshot.model for snapshot in found}),
+                    _named({found.model for found in snapshots}),
                 )
+            self._disown(admission)
             return
         now_s, now_ms = self._clock(), self._now_ms()
-        read_ms = {snapshot.model: snapshot.read_ms for snapshot in found if snapshot.model in image.models}
         read_at_s = {model: now_s - max(0, now_ms - at_ms) / 1000 for model, at_ms in read_ms.items()}
         with self._lock:
             if self._stop.is_set() or (self._known is not None and not self._known.is_snapshot):
@@ -427,6 +432,13 @@ class RegistryFollower:
             _named(image.models),
             _time(min(read_ms.values())),
         )
+
+    def _disown(self, admission: Admission) -> None:
+        """Takes back what stands in: under another policy it counted, and nothing may be loaded by it any more."""
+        with self._lock:
+            known = self._known
+            if known is not None and known.is_snapshot and known.admission is not admission:
+                self._known = replace(known, image=RegistryImage(), admission=admission)
 
 
 def _complain(image: RegistryImage, known: Collection[RecordFault]) -> list[RecordFault]:

@@ -4,7 +4,8 @@
   costs the broker nothing.
 - What was not noted (a model first used later, a history too large to be held) is looked for by one more pass over the
   topic, later and not often.
-- A folder that can't be written costs the start without Kafka, not the service: that is logged once.
+- A folder that can't be written costs the start without Kafka, not the service: that is logged once, and tried again.
+- A file that is behind the image is not said to be as new as it: its time stands still until it is written.
 
 For the registry thread only.
 """
@@ -15,6 +16,8 @@ import logging
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from typing import Final
+
+from filelock import Timeout
 
 from modelcast.errors import CacheError
 from modelcast.log import BEGINNING, Log, LogRecord
@@ -53,7 +56,7 @@ class Keeper:
         self._missing: list[Need] = []
         self._lost: set[tuple[bytes, int | None]] = set()
         self._kept: set[str] = set()
-        self._is_failing = False
+        self._failures: list[CacheError] = []  # of the last pass over the models in use
 
     def restart(self) -> None:
         """Forgets what was read: the registry is read anew from its beginning."""
@@ -77,6 +80,7 @@ class Keeper:
     def keep(self, image: RegistryImage) -> None:
         """Writes what an image changed, before it is acted upon."""
         self._missing = []
+        was_failing, self._failures = bool(self._failures), []
         used, before = self._used(), self._held
         self._held = {}
         unwritten: dict[int, LogRecord] = {}
@@ -93,16 +97,19 @@ class Keeper:
             if entry is not None and records and not missing and self._write(Snapshot(model, image.revision, ordered)):
                 self._held[model] = _Held(entry, pinned, ordered)
             else:
+                self._kept.discard(model)
                 self._missing += missing
                 unwritten |= records
+        if self._failures and not was_failing:
+            LOGGER.warning("%s", self._failures[0])
         self._noted = {offset: unwritten[offset] for offset in sorted(unwritten)}
         self._noted_bytes = sum(map(_bytes, self._noted.values()))
         self._names = self._named()
 
     @property
     def is_behind(self) -> bool:
-        """Whether something is used of which not all that is to be kept was found yet."""
-        return bool(self._missing) or self._names != self._named()
+        """Whether something is used of which not all that is to be kept was found and written yet."""
+        return bool(self._missing or self._failures) or self._names != self._named()
 
     def search(self, log: Log, topics: Topics, image: RegistryImage) -> None:
         """Looks for what was not noted, and writes it. Raises BrokerError."""
@@ -142,17 +149,16 @@ class Keeper:
 
     def _write(self, snapshot: Snapshot) -> bool:
         """Whether that is done: written, or left to another process that knows more."""
+        if any(isinstance(failure.__cause__, Timeout) for failure in self._failures):
+            return False  # the lock's holder is stopped: to wait again for each model would hold up what was released
         try:
             if self._store.save(snapshot):
                 self._kept.add(snapshot.model)
             else:
                 self._kept.discard(snapshot.model)
         except CacheError as error:
-            if not self._is_failing:
-                LOGGER.warning("%s", error)
-            self._is_failing = True
+            self._failures.append(error)
             return False
-        self._is_failing = False
         return True
 
 

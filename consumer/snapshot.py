@@ -242,7 +242,7 @@ class SnapshotStore:
             return _decode(data, self._scope, path.name.removesuffix(_SUFFIX), read_ms)
         except FileNotFoundError:
             return None
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:  # the last: nested deeper than JSON is read
             LOGGER.warning("%s can't be used, and counts for nothing: %s", path, error)
             return None
 

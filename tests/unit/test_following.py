@@ -7,17 +7,21 @@ import os
 import threading
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from modelcast import codec
-from modelcast.consumer import following
+from modelcast.consumer import following, snapshot
 from modelcast.consumer.following import RegistryFollower
 from modelcast.consumer.snapshot import SnapshotStore
 from modelcast.errors import BrokerError, RepositoryNotFoundError
 from modelcast.log import LogRecord
 from modelcast.names import ModelRef
+from modelcast.records import Manifest, Release
 from modelcast.trust.admission import EVERYTHING, Admission
 from modelcast.trust.watch import NO_POLICY, Watch
 
@@ -27,6 +31,11 @@ from .trust_rig import admission, sealed
 
 NOW_MS = 1_800_000_000_000
 CHURN = ModelRef("churn")
+OTHER = replace(REPOSITORY, uuid="0b7a4c1e-0000-4000-8000-000000000002")
+
+
+def of_other(payload: Manifest | Release) -> Manifest | Release:
+    return replace(payload, repository=OTHER.uuid)
 
 
 class ChangingPolicy:
@@ -335,6 +344,25 @@ class TestTrust:
         assert restarted.is_snapshot
         assert set(restarted.image.models["fraud"].versions) == {2}
 
+    def test_a_key_revoked_while_kafka_is_away_takes_back_what_stands_in(
+        self, follows: Follows, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        trusted, revoked = admission("fraud: alice"), admission("fraud: alice", alice='revoked = "leaked"')
+        self._publish_signed(follows, trusted)
+        restarted = follows.follower(trust=ChangingPolicy(trusted, revoked))
+        restarted.turn(0.0)
+        assert restarted.image is not None
+        assert restarted.image.models
+        follows.now_s += following.PROBE_S
+        restarted.turn(0.0)
+        assert (restarted.image.models, restarted.admission, restarted.is_snapshot) == ({}, revoked, True)
+        assert restarted.stale_s_of("fraud") > 0
+        follows.log.down = False
+        follows.now_s += following.MAX_REOPEN_S
+        restarted.turn(0.0)
+        assert not restarted.is_snapshot
+        assert "another repository" not in caplog.text
+
     @staticmethod
     def _publish_signed(follows: Follows, trusted: Admission) -> None:
         follows.put(manifest(2), release(2, 2), by=("alice",))
@@ -430,6 +458,46 @@ class TestKeeping:
         assert follower.image.models["fraud"].champion == release(2, 2)
         assert caplog.text.count("can't be kept") == 1
 
+    def test_what_could_not_be_written_is_not_said_to_be_new_and_is_written_later(
+        self, follows: Follows, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        monkeypatch.setattr(snapshot, "LOCK_TIMEOUT_S", 0.01)
+        follows.refs = (FRAUD, CHURN)
+        follows.put(manifest(1, model="churn"), release(1, 1, model="churn"))
+        follower = follows.follower()
+        follower.turn(0.0)
+        with FileLock(follows.file().parent.with_suffix(".lock")):
+            follows.put(manifest(2), release(2, 2), manifest(2, model="churn"), release(2, 2, model="churn"))
+            follower.turn(0.0)
+            follows.read_at(0)
+            for _ in range(3):
+                follows.now_s += following.PROBE_S
+                follower.turn(0.0)
+            assert follows.file().stat().st_mtime == 0
+        assert caplog.text.count("can't be kept") == 1
+        follows.now_s += following.PROBE_S
+        follower.turn(0.0)
+        assert self._champion(follows) == (2, 2)
+        assert follows.file().stat().st_mtime > 0
+
+    def test_a_model_that_a_registry_made_anew_lacks_is_not_said_to_be_known(self, follows: Follows) -> None:
+        """What is left of the old registry must not stand before the new one's at a start without Kafka."""
+        follows.refs = (FRAUD, CHURN)
+        follows.put(manifest(2), release(2, 2))
+        follower = follows.follower()
+        follower.turn(0.0)
+        follows.log.exchange()
+        follows.put(OTHER, of_other(manifest(1, model="churn")), of_other(release(1, 1, model="churn")))
+        follows.read_at(0)
+        for _ in range(3):
+            follows.now_s += following.MAX_REOPEN_S
+            follower.turn(0.0)
+        assert follows.file("churn").exists()
+        assert follows.file().stat().st_mtime == 0
+        image = self._restarted(follows).image
+        assert image is not None
+        assert set(image.models) == {"churn"}
+
     def test_a_process_behind_another_takes_nothing_from_it(self, follows: Follows) -> None:
         slow = follows.follower()
         slow.turn(0.0)
@@ -457,6 +525,25 @@ class TestKeeping:
         restarted.turn(0.0)
         follows.log.down = False
         return restarted
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b'{"scope": ' + b"[" * 100_000, b'{"records": [{"offset": 1e999}]}', b"\xff"],
+    ids=["deep", "huge", "binary"],
+)
+def test_no_file_in_the_folder_ends_it(follows: Follows, body: bytes) -> None:
+    follows.follower().turn(0.0)
+    follows.file().write_bytes(sha256(body).hexdigest().encode() + b"\n" + body)
+    follows.log.down = True
+    follower = follows.follower()
+    follower.turn(0.0)
+    assert follower.image is None
+    follows.log.down = False
+    follows.now_s += following.MAX_REOPEN_S
+    follower.turn(0.0)
+    assert follower.image is not None
+    assert not follower.is_snapshot
 
 
 @pytest.mark.parametrize("error", [BrokerError("away"), RepositoryNotFoundError("none"), ValueError("a defect")])
