@@ -234,6 +234,7 @@ class ModelPublisher:
         """Makes a version live; with `renew`, says with today's date that the live one still is.
 
         Raises:
+            UsageError: What is to be renewed is not live.
             ModelNotFoundError, VersionNotFoundError, FencedError, BrokerError
         """
         text = check_text(message, "the message")

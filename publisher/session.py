@@ -155,6 +155,7 @@ class RegistryWriter:
                 takes its predecessor's place in the history that rollbacks walk.
 
         Raises:
+            UsageError: What is to be renewed is not live.
             ModelNotFoundError, VersionNotFoundError: There is no such version.
             FencedError, BrokerError: As for `publish`.
         """
@@ -167,6 +168,13 @@ class RegistryWriter:
                 if not renew:
                     return Change(champion)
                 restores = champion.restores
+            elif renew:
+                # A job that renews a number would otherwise take a newer release back.
+                live = f"{champion.id} is" if champion is not None else "nothing is"
+                raise UsageError(
+                    f"{model}@{version} can't be renewed: it is not live, {live}",
+                    hint=f"Renew what is live, or make it live without renewing: modelcast release {model} {version}",
+                )
             release = self._release(hold, version, message, restores=restores)
             return Change(release, (Record(release),))
 

@@ -357,7 +357,17 @@ def test_renewing_says_it_again_and_keeps_the_place_in_history(
     assert (renewed.sequence, renewed.version, renewed.restores) == (5, 2, 2)
     assert image(log).models["fraud"].champion == renewed
     assert registry.rollback("fraud").version == 1
-    assert registry.release("fraud", 3, renew=True).restores is None
+
+
+def test_what_is_not_live_is_not_renewed(log: MemoryLog, registry: RegistryWriter, tmp_path: Path) -> None:
+    registry.publish("fraud", prepared(tmp_path / "a", {"model.onnx": b"a"}), release=False)
+    with pytest.raises(UsageError, match="nothing is"):
+        registry.release("fraud", 1, renew=True)
+    registry.release("fraud", 1)
+    registry.publish("fraud", prepared(tmp_path / "b", {"model.onnx": b"b"}), release=True)
+    with pytest.raises(UsageError, match="fraud@1 can't be renewed: it is not live, fraud@2 is"):
+        registry.release("fraud", 1, renew=True)
+    assert image(log).models["fraud"].champion.version == 2
 
 
 def test_release_and_rollback_go_through_history(log: MemoryLog, registry: RegistryWriter, tmp_path: Path) -> None:
