@@ -17,7 +17,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -139,9 +139,7 @@ class Binding:
         for spec in self.specs:
             column = columns.get(spec.name)
             if column is None:
-                raise BindingError(
-                    f"field {spec.name!r} is missing; the model needs it as {spec.wanted}" + _meant(spec.name, columns)
-                )
+                raise missing_field(spec, columns)
             if column.ndim == 0 or column.shape[1:] != spec.dims or rows not in (-1, len(column)):
                 one = f"one value of shape {list(spec.dims)}" if spec.dims else "one value"
                 raise BindingError(
@@ -192,8 +190,15 @@ def _fault(spec: FieldSpec, kinds: Mapping[str, str]) -> str | None:
     return None if kind in allowed else f"field {spec.name!r} is {kind}, the model needs {spec.wanted}"
 
 
-def _meant(name: str, present: Mapping[str, object]) -> str:
-    folded = {other.casefold(): other for other in present}
+def missing_field(spec: FieldSpec, present: Iterable[object]) -> BindingError:
+    """The error that names a field, and which of those present may have been meant."""
+    return BindingError(
+        f"field {spec.name!r} is missing; the model needs it as {spec.wanted}" + _meant(spec.name, present)
+    )
+
+
+def _meant(name: str, present: Iterable[object]) -> str:
+    folded = {other.casefold(): other for other in present if isinstance(other, str)}
     near = difflib.get_close_matches(name.casefold(), folded, n=1)
     return f" (did you mean {folded[near[0]]!r}?)" if near else ""
 

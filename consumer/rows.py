@@ -22,6 +22,8 @@ from modelcast.records import DType, Signature
 from modelcast.runtime import Array
 from modelcast.tensors import FieldSpec, is_row, numpy_dtype, shaped, stack
 
+from .binding import missing_field
+
 
 @runtime_checkable
 class Frame(Protocol):
@@ -70,7 +72,7 @@ def columns_of(rows: Rows | object, specs: Sequence[FieldSpec]) -> dict[str, Arr
     scalars: dict[str, Array] = {}
     for spec in specs:
         if spec.name not in table:
-            continue  # the binding names it, and what may have been meant
+            raise missing_field(spec, table)
         value = table[spec.name]
         is_scalar = _is_one(spec, value)
         if spec.shape is not None:
@@ -157,6 +159,8 @@ def _table(rows: object, specs: Sequence[FieldSpec]) -> Mapping[str, Any]:
             table[spec.name] = [record[spec.name] for record in rows]
         elif any(spec.name in record for record in rows):
             raise BindingError(f"field {spec.name!r} is missing in row {missing}")
+        else:
+            raise missing_field(spec, rows[missing])
     return table
 
 
@@ -175,7 +179,10 @@ def _arrow(rows: ArrowStream, specs: Sequence[FieldSpec]) -> Mapping[str, Any]:
 
 def _columns_of_frame(frame: Frame, specs: Sequence[FieldSpec]) -> Mapping[str, Any]:
     names = frozenset(frame.columns)
-    return {spec.name: frame[spec.name] for spec in specs if spec.name in names}
+    for spec in specs:
+        if spec.name not in names:
+            raise missing_field(spec, names)
+    return {spec.name: frame[spec.name] for spec in specs}
 
 
 def _is_one(spec: FieldSpec, value: Any) -> bool:

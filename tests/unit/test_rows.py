@@ -174,7 +174,21 @@ def test_rows_that_are_none_are_named(rows: Any, message: str) -> None:
         columns_of(rows, (AMOUNT,))
 
 
-def test_what_is_missing_or_uneven_is_named_by_the_binding() -> None:
+@pytest.mark.parametrize(
+    "rows",
+    [
+        {"amuont": [1.0]},
+        {"amuont": 1.0, 7: 2.0},
+        [{"amuont": 1.0}],
+        pl.DataFrame({"amuont": [1.0]}),
+    ],
+)
+def test_a_misspelt_field_is_named_with_what_was_meant(rows: Any) -> None:
+    with pytest.raises(BindingError, match=r"field 'amount' is missing; .* \(did you mean 'amuont'\?\)"):
+        columns_of(rows, (AMOUNT,))
+
+
+def test_what_is_missing_or_uneven_is_named() -> None:
     inputs = tuple(InputBinding(spec.name, spec.dtype, (None,), (spec.name,)) for spec in (AMOUNT, COUNT))
     binding = Binding(Signature(inputs, ()))
     with pytest.raises(BindingError, match="field 'count' is missing"):
