@@ -69,7 +69,7 @@ def status(
             _await(context, watch, wanted, instance or [], timeout_s)
             return
         fleet = watch.fleet.select(models=model or [], instances=instance or [])
-    _print(context, fleet)
+    _print(context, fleet, is_chosen=bool(model or instance))
     if check and fleet.problems():
         raise typer.Exit(ExitCode.GATE)
 
@@ -90,7 +90,7 @@ def top(
     with _watching(context, since, everything=everything) as watch:
         select = partial(Fleet.select, models=model or [], instances=instance or [])
         if context.output.json or not console.is_terminal:
-            _print(context, select(watch.fleet))
+            _print(context, select(watch.fleet), is_chosen=bool(model or instance))
         else:
             where = f"{context.connection.bootstrap_servers}  {context.connection.prefix}"
             show_live(console, watch, select, where, interval_s=interval)
@@ -108,12 +108,14 @@ def _watching(context: CommandContext, since: str, *, everything: bool) -> Itera
         yield watch
 
 
-def _print(context: CommandContext, fleet: Fleet) -> None:
+def _print(context: CommandContext, fleet: Fleet, *, is_chosen: bool) -> None:
     output = context.output
     if output.json:
         output.result(describe_fleet(fleet))
         return
-    if not fleet.instances:
+    if not fleet.instances and is_chosen:
+        output.say("Nobody runs what --model and --instance choose. See all with: modelcast status")
+    elif not fleet.instances:
         output.say("Nobody runs here. Start somebody: modelcast score NAME --events TOPIC --predictions TOPIC")
     else:
         _table(output.stdout, fleet)
@@ -189,10 +191,13 @@ def _too_late(now: Rollout, timeout_s: float) -> ModelNotFoundError | GateError:
         for name, model in now.pending[:_NAMED]
     )
     more = f"; and {len(now.pending) - _NAMED} more" if len(now.pending) > _NAMED else ""
+    is_wanted = any(model.wanted_version == now.version.version for _, model in now.pending)
     return GateError(
         f"{now.version} is live on {len(now.live)} of {_instances(len(now.live) + len(now.pending))} after "
         f"{timeout_s:g} s: {shown}{more}",
-        hint="See why with: modelcast status; allow more time with --timeout.",
+        hint="See why with: modelcast status; allow more time with --timeout."
+        if is_wanted
+        else f"None of them knows it as released. See what is with: modelcast history {now.version.name}",
         details=describe_rollout(now),
     )
 

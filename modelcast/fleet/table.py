@@ -137,7 +137,8 @@ def _rows(fleet: Fleet) -> list[_Row]:
         for model in instance.status.models or (None,):
             name = None if model is None else model.model
             is_wrong = not {(instance.name, None), (instance.name, name)}.isdisjoint(wrong)
-            found.append(((name is None, name or "", instance.name), _row(fleet, instance, model, is_wrong=is_wrong)))
+            place = (instance.presence is Presence.STOPPED, name is None, name or "", instance.name)
+            found.append((place, _row(fleet, instance, model, is_wrong=is_wrong)))
     return [row for _, row in sorted(found, key=lambda entry: entry[0])]
 
 

@@ -164,11 +164,16 @@ class TestWaiting:
         assert "rollback fraud" in told["hint"]
 
     def test_instances_that_take_too_long_are_named_with_what_they_do(self, place: Place) -> None:
-        behind = model(version=7, next_version=8, next_state="fetching")
+        behind = model(version=7, wanted_version=8, next_version=8, next_state="fetching")
         place.say(status("a", model(version=8), at_ms=self.now_ms()), status("b", behind, at_ms=self.now_ms()))
         error = place.shell.fails(*self.WAIT, status=6)
         assert "live on 1 of 2 instances" in error
         assert "b runs 7 (fetching)" in error
+        assert "allow more time" in error
+
+    def test_a_version_that_nobody_was_told_to_run_is_said_not_to_be_released(self, place: Place) -> None:
+        place.say(status("a", model(version=7, wanted_version=7), at_ms=self.now_ms()))
+        assert "modelcast history fraud" in place.shell.fails(*self.WAIT, status=6)
 
     def test_nobody_to_wait_for_is_not_found(self, place: Place) -> None:
         place.say(status("a", model("churn"), at_ms=self.now_ms()))
@@ -231,6 +236,12 @@ def _read_until(terminal: int, words: bytes | None) -> bytes:
                 assert words is None, shown
                 break
     return shown
+
+
+def test_where_nobody_is_chosen_it_says_that_others_may_run(place: Place) -> None:
+    place.say(status("web-0", model(version=3), at_ms=TestWaiting.now_ms()))
+    code, _, err = place.shell.call("status", "--model", "frodo*")
+    assert (code, "--model and --instance" in err) == (0, True)
 
 
 def test_what_is_no_terminal_gets_one_look(place: Place) -> None:

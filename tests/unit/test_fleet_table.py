@@ -99,6 +99,12 @@ def test_who_is_not_there_is_told_with_when_it_was_and_what_it_ran() -> None:
     assert "stopped 5 min ago" in row(lines, "client-old")
 
 
+def test_who_stopped_stands_below_who_runs() -> None:
+    ended = status("a-1", model("churn"), ended=True, at_ms=NOW_MS - 60_000)
+    lines = drawn(fleet_of(ended, status("b-1", model("fraud"))), None)
+    assert lines.index(row(lines, "b-1")) < lines.index(row(lines, "a-1"))
+
+
 def test_states_say_what_is_odd() -> None:
     lines = drawn(FLEET, 160)
     assert "live, stale" in row(lines, "churn-fr")
