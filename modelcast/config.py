@@ -110,7 +110,8 @@ def _dev_broker() -> str:
     if servers is None:
         raise BrokerError(
             "no broker is named and no dev broker is running",
-            hint="Start one with: modelcast dev up, or name yours with -b HOST:PORT.",
+            hint="Start one with: modelcast dev up, or name yours: -b HOST:PORT, bootstrap_servers=…, or "
+            "MODELCAST_BOOTSTRAP_SERVERS.",
         )
     return servers
 
