@@ -17,7 +17,7 @@ from modelcast.registry.image import RegistryImage
 from modelcast.trust.admission import Admission
 
 from .line import Line
-from .state import Marks
+from .state import Marks, Signers
 
 LOGGER: Final = logging.getLogger("modelcast.control")
 
@@ -41,29 +41,31 @@ class Marking:
             image: Made under `admission`.
         """
         marks: dict[ModelRef, int | Exception] = {}
+        seen: dict[str, tuple[int, Signers]] = {}
         for ref, line in lines.items():
             if ref.version is not None:
                 continue
             try:
-                marks[ref] = self._raised(image, admission, ref.model)
+                mark = self._mark(image, admission, ref.model)
             except ModelcastError as error:
                 if str(error) != str(line.fault):
                     LOGGER.error("%s stays as it is: %s", ref, error)
                 marks[ref] = error
+                continue
+            entry = image.models.get(ref.model)
+            champion = entry.champion if entry is not None else None
+            if entry is not None and champion is not None and champion.sequence >= mark:
+                mark, standing = champion.sequence, entry.standings.get(champion.sequence)
+                seen[ref.model] = mark, () if standing is None else standing.signers
+            marks[ref] = mark
+        if image.repository is not None and seen:
+            try:
+                self._marks.advance_all(image.repository.uuid, seen)
+            except ModelcastError as error:
+                LOGGER.warning("%s", error)
         return marks
 
-    def _raised(self, image: RegistryImage, admission: Admission, model: str) -> int:
+    def _mark(self, image: RegistryImage, admission: Admission, model: str) -> int:
         if image.repository is None:
             return 0
-        repository = image.repository.uuid
-        mark = self._marks.get(repository, model, lambda signers: admission.vouch(model, signers).admitted)
-        entry = image.models.get(model)
-        champion = entry.champion if entry is not None else None
-        if entry is None or champion is None or champion.sequence < mark:
-            return mark
-        standing = entry.standings.get(champion.sequence)
-        try:
-            self._marks.advance(repository, model, champion.sequence, standing.signers if standing is not None else ())
-        except ModelcastError as error:
-            LOGGER.warning("%s", error)
-        return champion.sequence
+        return self._marks.get(image.repository.uuid, model, lambda signers: admission.vouch(model, signers).admitted)

@@ -66,18 +66,26 @@ class Marks:
         return next((sequence for signers, sequence in ordered if counts(signers)), 0)
 
     def advance(self, repository: str, model: str, sequence: int, signers: Signers = ()) -> None:
-        """Remembers `sequence` if it is the highest yet that these signed.
+        """Remembers `sequence` if it is the highest yet that these signed; raises as `advance_all`."""
+        self.advance_all(repository, {model: (sequence, signers)})
+
+    def advance_all(self, repository: str, seen: Mapping[str, tuple[int, Signers]]) -> None:
+        """Remembers of each model the sequence and its signers, if it is the highest yet that these signed.
+
+        All in one write: a thousand models that are first seen together took seconds else.
 
         Raises:
-            ConfigError: The folder can't be written; the mark counts for this process all the same.
+            ConfigError: The folder can't be written; the marks count for this process all the same.
         """
         known = self._of(repository)
-        signers = tuple(sorted(signers))
-        if sequence <= known.get(model, {}).get(signers, 0):
-            return
-        known[model] = _merged(known.get(model, {}), {signers: sequence})
+        risen = []
+        for model, (sequence, signers) in seen.items():
+            ordered = tuple(sorted(signers))
+            if sequence > known.get(model, {}).get(ordered, 0):
+                known[model] = _merged(known.get(model, {}), {ordered: sequence})
+                risen.append(model)
         path = self._path(repository)
-        if path is None:
+        if path is None or not risen:
             return
         try:
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -86,8 +94,9 @@ class Marks:
                     known[name] = _merged(known.get(name, {}), marks)
                 _replace(path, json.dumps({n: _as_json(marks) for n, marks in known.items()}, sort_keys=True).encode())
         except (OSError, Timeout) as error:
+            others = f" and {len(risen) - 1} others" if len(risen) > 1 else ""
             raise ConfigError(
-                f"the release mark of {model!r} can't be written to {path.parent}: {error}",
+                f"the release mark of {risen[0]!r}{others} can't be written to {path.parent}: {error}",
                 hint="Make the state folder writable: until then an old release could be replayed after a restart.",
             ) from error
 
