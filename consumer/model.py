@@ -193,7 +193,7 @@ class Model:
     def wait_live(self, timeout_s: float = DEFAULT_TIMEOUT_S) -> Self:
         """Waits until a version is live, also for one not published yet; raises as `ModelClient[...]`."""
         self._life.check()
-        self._host.plane.wait_live(self.ref, timeout_s)
+        self._slot = self._host.plane.wait_live(self.ref, timeout_s)
         return self
 
     async def wait_live_async(self, timeout_s: float = DEFAULT_TIMEOUT_S) -> Self:
@@ -215,6 +215,7 @@ class Model:
         """As `ControlPlane.wait_live`, by looking now and then: a thread that waits could not be cancelled."""
         self._life.check()
         plane, deadline = self._host.plane, time.monotonic() + timeout_s
+        self._find_slot()
         if not self._is_live():
             plane.wake(self.ref)
         while not self._is_live():
@@ -227,8 +228,13 @@ class Model:
     def _is_live(self) -> bool:
         return self._slot.live is not None
 
+    def _find_slot(self) -> None:
+        """Takes the slot there is now: where the model was unsubscribed and named again, another one."""
+        self._slot = self._host.plane.slot(self.ref)
+
     def _roused(self, work: Callable[[Servable], Mapping[str, Array]]) -> Prediction:
         """Has the model loaded again if it was unloaded to make room, and runs it then."""
+        self._find_slot()
         for _ in range(_MAX_ROUSINGS):
             if not self._is_live():
                 self._check_to_come()
@@ -254,6 +260,8 @@ class Model:
 
     async def _beside(self, work: Callable[[], Prediction], rows: int | None) -> Prediction:
         self._life.check()
+        if not self._is_live():
+            self._find_slot()
         if not self._is_live():
             self._check_to_come()
             await self.live_async(self._host.timeout_s, patient=False)

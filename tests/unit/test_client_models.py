@@ -69,6 +69,22 @@ class TestPatterns:
             with pytest.raises(ModelNotFoundError):
                 client.unsubscribe("fraud")
             assert client["fraud"].predict(ROWS).version == 1
+            assert fraud.predict(ROWS).version == 1, "whoever kept the model is not left behind"
+
+    def test_a_model_that_was_kept_while_it_was_unsubscribed_is_awaited_again(self, repository: Repository) -> None:
+        repository.publish(100.0)
+
+        async def use() -> None:
+            async with repository.client() as client:
+                kept = await client.get("fraud")
+                client.unsubscribe("fraud")
+                client.model("fraud")
+                assert (await kept.wait_live_async(DEADLINE_S)).version == 1
+                client.unsubscribe("fraud")
+                await client.get("fraud")
+                assert (await kept.predict_async(ROWS)).version == 1
+
+        asyncio.run(use())
 
     @pytest.mark.parametrize(
         ("options", "message"),
