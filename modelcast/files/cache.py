@@ -392,6 +392,12 @@ def default_root() -> Path:
     return cache_folder() / "models"
 
 
+def is_cache(root: Path) -> bool:
+    """Whether this folder was made by a cache, whatever of it was deleted since."""
+    others = (views_folder(root), notes_folder(root), root / "locks")
+    return blobs_folder(root).is_dir() and any(folder.is_dir() for folder in others)
+
+
 def blobs_folder(root: Path) -> Path:
     return root / "blobs" / "sha256"
 

@@ -13,7 +13,7 @@ from rich.markup import escape
 from modelcast.cli.options import CommandContext, plain
 from modelcast.cli.output import printable
 from modelcast.errors import UsageError
-from modelcast.files.cache import Cache, default_root
+from modelcast.files.cache import Cache, default_root, is_cache
 from modelcast.files.inventory import CachedVersion, Inventory, take_inventory
 from modelcast.files.limit import LIMIT_VARIABLE
 
@@ -71,9 +71,10 @@ def clear(
     Processes keep what they have loaded; the disk has its space back when they let go of it.
     """
     root = cache_dir or default_root()
-    if not root.exists():
+    if not is_cache(root):  # a folder of somebody's is not to be made one, nor private, by a slip of the keyboard
         context.output.result(
-            {"cache": str(root), "files": 0, "bytes": 0, "left_bytes": 0, "kept_bytes": 0}, "There is no cache yet"
+            {"cache": str(root), "files": 0, "bytes": 0, "left_bytes": 0, "kept_bytes": 0},
+            f"There is no cache of models in {escape(printable(str(root)))}: nothing was removed",
         )
         return
     with closing(Cache(root)) as opened:

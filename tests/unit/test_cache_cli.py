@@ -119,6 +119,13 @@ def test_a_cache_that_is_not_there_or_holds_other_things_is_told_as_it_is(cache:
         "kept_bytes": 0,
     }
     assert not nowhere.exists()
+    theirs = tmp_path / "theirs"
+    blobs_folder(theirs).mkdir(parents=True)  # as an image of a container has it
+    (blobs_folder(theirs) / "abc").write_bytes(b"theirs")
+    mode = theirs.stat().st_mode
+    assert "There is no cache of models in" in call("clear", "--cache-dir", str(theirs))[1]
+    assert ((blobs_folder(theirs) / "abc").read_bytes(), theirs.stat().st_mode) == (b"theirs", mode)
+    assert [path.name for path in theirs.iterdir()] == ["blobs"]
     cache.release(view(cache, version(cache, 1, b"1")))
     for note in notes_folder(cache.root).iterdir():
         note.write_bytes(b"damage")
