@@ -69,9 +69,14 @@ class Freshness:
 
     @classmethod
     def of(cls, max_stale_s: float | None, when_stale: str) -> Freshness:
-        """From an application's options. Raises UsageError."""
+        """From an application's options. Raises UsageError, also for `stop` without a limit: it would never stop."""
         if when_stale not in list(WhenStale):
             raise UsageError(f"when_stale can't be {when_stale!r}", hint="Use keep or stop.")
+        if max_stale_s is None and when_stale == WhenStale.STOP:
+            raise UsageError(
+                "when_stale is stop, and nothing says how long the registry may be out of reach",
+                hint="Give max_stale_s (--max-stale), e.g. 3600 (1h).",
+            )
         return cls(max_stale_s, WhenStale(when_stale))
 
     def verdict(

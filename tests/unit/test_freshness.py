@@ -75,6 +75,8 @@ class TestUnreachable:
         assert Freshness.of(60.0, "stop") == Freshness(60.0, WhenStale.STOP)
         with pytest.raises(UsageError, match="'panic'"):
             Freshness.of(None, "panic")
+        with pytest.raises(UsageError, match="how long"):
+            Freshness.of(None, "stop")
 
 
 class TestFrozen:
