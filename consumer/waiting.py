@@ -9,6 +9,7 @@ from modelcast.records import Refusal
 from modelcast.registry.image import RegistryImage
 
 from .line import Line
+from .policy import UNKNOWN_VERSION
 
 
 def is_lasting(fault: Exception | None) -> bool:
@@ -38,7 +39,8 @@ def explain(line: Line, image: RegistryImage | None, fault: Exception | None, wa
     if image is None:
         return BrokerError(f"the registry was not read in {waited_s:g} s" + (f": {fault}" if fault else ""))
     refusals = line.refusals()
-    if refusals:
+    # A pin to what is not there is no failed load: the registry says what is.
+    if refusals and not (line.ref.version and all(entry.reason == UNKNOWN_VERSION for entry in refusals)):
         return LoadError(f"no version of {str(line.ref)!r} could go live here: {refusal_words(refusals)}")
     try:
         image.resolve(line.ref)
