@@ -105,11 +105,11 @@ class ModelClient:
         models: Iterable[str] | None = None,
         prefix: str | None = None,
         properties: Mapping[str, str] | None = None,
-        properties_file: Path | None = None,
+        properties_file: Path | str | None = None,
         device: str = "auto",
-        cache_dir: Path | None = None,
+        cache_dir: Path | str | None = None,
         stores: Iterable[str] | None = None,
-        state_dir: Path | None = None,
+        state_dir: Path | str | None = None,
         trust_policy: Path | str | None = None,
         instance: str | None = None,
         timeout_s: float = DEFAULT_TIMEOUT_S,
@@ -130,8 +130,9 @@ class ModelClient:
         allowed = Stores.resolve(stores)
         versions = runtime.versions()
         runtime.check_device(device)
-        state_dir = state_dir or folders.state_folder()
-        trust = watch_policy(trust_policy, state_dir)
+        cache = None if cache_dir is None else Path(cache_dir)
+        state = Path(state_dir) if state_dir else folders.state_folder()
+        trust = watch_policy(trust_policy, state)
         self._connection = connection or Connection.resolve(
             bootstrap_servers, properties_file=properties_file, properties=properties, prefix=prefix
         )
@@ -145,9 +146,9 @@ class ModelClient:
         self._loader = Loader(
             self._log,
             self._connection.topics,
-            cache_dir=cache_dir,
+            cache_dir=cache,
             stores=allowed,
-            state_dir=state_dir,
+            state_dir=state,
             device=device,
         )
         self._plane = ControlPlane(
@@ -155,7 +156,7 @@ class ModelClient:
             self._connection.topics,
             self._loader,
             refs=refs,
-            state_dir=state_dir,
+            state_dir=state,
             role="client",
             instance=instance or f"client-{socket.gethostname()}-{os.getpid()}-{next(_NUMBERS)}",
             device=device,
@@ -165,9 +166,7 @@ class ModelClient:
             memory_budget_bytes=memory_budget_bytes,
             idle_s=idle_s,
             freshness=freshness,
-            snapshots=SnapshotStore.of(self._connection, cache_dir)
-            if isinstance(self._connection, Connection)
-            else None,
+            snapshots=SnapshotStore.of(self._connection, cache) if isinstance(self._connection, Connection) else None,
             trust=trust,
         )
         for pattern in patterns:
@@ -298,6 +297,7 @@ class ModelClient:
         await asyncio.to_thread(self.close)
 
     def __enter__(self) -> Self:
+        self._life.check()
         return self
 
     def __exit__(
@@ -306,6 +306,7 @@ class ModelClient:
         self.close()
 
     async def __aenter__(self) -> Self:
+        self._life.check()
         return self
 
     async def __aexit__(

@@ -124,11 +124,11 @@ class Scorer:
         bootstrap_servers: str | None = None,
         prefix: str | None = None,
         properties: Mapping[str, str] | None = None,
-        properties_file: Path | None = None,
+        properties_file: Path | str | None = None,
         connection: Connection | None = None,
-        cache_dir: Path | None = None,
+        cache_dir: Path | str | None = None,
         stores: Iterable[str] | None = None,
-        state_dir: Path | None = None,
+        state_dir: Path | str | None = None,
         trust_policy: Path | str | None = None,
         report: Callable[[Report], None] = lambda _: None,
     ) -> None:
@@ -154,8 +154,8 @@ class Scorer:
         self._group = group or f"{self._connection.prefix}.{self._ref.model}.{predictions}"
         self._named_instance = instance
         self._until_end = until_end
-        self._cache_dir = cache_dir
-        self._state_dir = state_dir or folders.state_folder()
+        self._cache_dir = None if cache_dir is None else Path(cache_dir)
+        self._state_dir = Path(state_dir) if state_dir else folders.state_folder()
         self._trust = watch_policy(trust_policy, self._state_dir)
         self._report = report
         self._stop = threading.Event()

@@ -37,7 +37,7 @@ class Connection:
         cls,
         bootstrap_servers: str | None = None,
         *,
-        properties_file: Path | None = None,
+        properties_file: Path | str | None = None,
         properties: Mapping[str, str] | None = None,
         prefix: str | None = None,
         environment: Mapping[str, str] = os.environ,
@@ -48,7 +48,7 @@ class Connection:
             ConfigError: The file can't be read, or a line of it is not `key=value`.
             BrokerError: No broker is named anywhere and no dev broker runs.
         """
-        path = properties_file or _path(environment.get(ENV_PROPERTIES_FILE))
+        path = _path(properties_file or environment.get(ENV_PROPERTIES_FILE))
         settings = dict(read_properties(path)) if path else {}
         if environment.get(ENV_BOOTSTRAP):
             settings[BOOTSTRAP] = environment[ENV_BOOTSTRAP]
@@ -116,5 +116,5 @@ def _dev_broker() -> str:
     return servers
 
 
-def _path(text: str | None) -> Path | None:
+def _path(text: Path | str | None) -> Path | None:
     return Path(text) if text else None

@@ -229,6 +229,14 @@ class TestErrors:
             repository.client()
 
 
+def test_folders_may_be_named_as_text(repository: Repository) -> None:
+    repository.publish(100.0)
+    folder = repository.folder
+    with ModelClient(connection=repository, cache_dir=str(folder / "c"), state_dir=str(folder / "s")) as client:
+        assert client["fraud"].version == 1
+    assert (folder / "c" / "blobs").is_dir()
+
+
 class TestEnding:
     def test_a_closed_client_says_so(self, repository: Repository) -> None:
         repository.publish(100.0)
@@ -236,7 +244,7 @@ class TestEnding:
         fraud = client["fraud"]
         client.close()
         client.close()
-        for use in (lambda: client["fraud"], lambda: fraud.predict(ROWS)):
+        for use in (lambda: client["fraud"], lambda: fraud.predict(ROWS), client.__enter__):
             with pytest.raises(UsageError, match="closed"):
                 use()
 

@@ -29,7 +29,7 @@ def test_what_the_caller_says_wins(properties: Path) -> None:
     environment = {"MODELCAST_BOOTSTRAP_SERVERS": "env:1", "MODELCAST_PREFIX": "env"}
     resolve = Connection.resolve
     assert resolve(properties_file=properties, environment={}).bootstrap_servers == "file:1"
-    assert resolve(properties_file=properties, environment=environment).bootstrap_servers == "env:1"
+    assert resolve(properties_file=str(properties), environment=environment).bootstrap_servers == "env:1"
     by_property = resolve(properties={"bootstrap.servers": "x:1"}, environment=environment)
     assert by_property.bootstrap_servers == "x:1"
     assert resolve("flag:1", properties_file=properties, environment=environment).bootstrap_servers == "flag:1"
