@@ -121,5 +121,5 @@ def _frozen(image: RegistryImage, ref: ModelRef, admission: Admission, now_ms: i
         rule.when_stale is WhenStale.STOP,
         f"the newest release of {ref.model!r} ({newest.id}) is older than the {age_words(rule.max_age_ms)} that "
         f"{rule} allows: it may be that newer ones are withheld; if there is none, renew it with: "
-        f"modelcast release {ref.model} {newest.version} --renew",
+        f"modelcast release {ref.model} {newest.version} --renew --sign KEY",
     )

@@ -70,7 +70,7 @@ class ModelPublisher:
         *,
         prefix: str | None = None,
         properties: Mapping[str, str] | None = None,
-        properties_file: Path | None = None,
+        properties_file: Path | str | None = None,
         signing_keys: Sequence[str | Path] = (),
         trust_policy: Path | str | None = None,
     ) -> None:
@@ -234,9 +234,14 @@ class ModelPublisher:
         """Makes a version live; with `renew`, says with today's date that the live one still is.
 
         Raises:
-            UsageError: What is to be renewed is not live.
+            UsageError: What is to be renewed is not live, or no key signs the renewal.
             ModelNotFoundError, VersionNotFoundError, FencedError, BrokerError
         """
+        if renew and not self._registry.holder.signers:
+            raise UsageError(
+                f"nobody signs the renewal of {model!r}: under a trust policy, which asks for it, it counts for nothing",
+                hint="Sign it: --sign KEY, or signing_keys=[KEY].",
+            )
         text = check_text(message, "the message")
         return self._registry.release(check_model_name(model), version, message=text, renew=renew)
 

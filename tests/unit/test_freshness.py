@@ -89,7 +89,7 @@ class TestFrozen:
         stale = judged(admission=admission, now_ms=RELEASED_MS + 31 * DAY_MS)
         assert stale is not None
         assert (stale.reason, stale.stop, stale.since_ms) == (StaleReason.FROZEN, stops, RELEASED_MS + 30 * DAY_MS)
-        assert "modelcast release fraud 1 --renew" in stale.message
+        assert "modelcast release fraud 1 --renew --sign KEY" in stale.message
 
     def test_f12_a_release_of_today_ends_it(self) -> None:
         renewed = known(RELEASED_MS, RELEASED_MS + 31 * DAY_MS)

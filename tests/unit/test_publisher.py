@@ -38,6 +38,12 @@ def publisher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Model
             yield made
 
 
+def test_a_renewal_that_nobody_signs_is_refused(publisher: ModelPublisher) -> None:
+    with pytest.raises(UsageError, match="nobody signs the renewal of 'fraud'") as refused:
+        publisher.release("fraud", 1, renew=True)
+    assert "--sign" in (refused.value.hint or "")
+
+
 @pytest.mark.parametrize("call", CALLS)
 def test_words_that_are_no_utf_8_are_refused_before_the_model_is_looked_at(
     publisher: ModelPublisher, call: str
