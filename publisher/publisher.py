@@ -239,7 +239,7 @@ class ModelPublisher:
         """
         if renew and not self._registry.holder.signers:
             raise UsageError(
-                f"nobody signs the renewal of {model!r}: under a trust policy, which asks for it, it counts for nothing",
+                f"nobody signs the renewal of {model!r}: under a trust policy, which asks for it, it would not count",
                 hint="Sign it: --sign KEY, or signing_keys=[KEY].",
             )
         text = check_text(message, "the message")
