@@ -19,6 +19,7 @@ import os
 import socket
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -127,6 +128,7 @@ class ControlPlane:
             on_reapable=self._wake.set,
         )
         self._tickets: dict[ModelRef, int] = {}
+        self._happened: deque[Step | Outcome] = deque()
         self._on_swap: tuple[OnSwap, ...] = ()
         self._on_refused: tuple[OnRefused, ...] = ()
         self._passed_over = 0
@@ -300,7 +302,8 @@ class ControlPlane:
         line = self._reconciler.line(ref)
         # What this host knew of the registry may serve, whatever keeps us from the registry itself.
         is_unread = is_lasting(self.fault) and (line.is_settled or self.image is None)
-        return (line.is_settled and line.is_caught_up) or is_unread or is_lasting(line.fault)
+        # Asked in this order: what was settled before the registry was read to its end may not be so after.
+        return (line.is_caught_up and line.is_settled) or is_unread or is_lasting(line.fault)
 
     def absence(self, ref: ModelRef, waited_s: float) -> ModelcastError:
         """Why no version of `ref` is live, for whoever waited so long. Raises ModelNotFoundError."""
@@ -370,7 +373,10 @@ class ControlPlane:
         self._shut()
 
     def _shut(self) -> None:
-        self._reporter.close(self.status_snapshot())
+        try:
+            self._reporter.close(self.status_snapshot())
+        except Exception:  # a defect of whoever counts what a model does; the rest is to end all the same
+            LOGGER.exception("the last status of %s could not be made", self._instance)
         if not self._worker.close(timeout_s=CLOSE_TIMEOUT_S / 2):
             LOGGER.info("a load is still running, and will be let go when it ends")
         with self._lock:
@@ -381,9 +387,11 @@ class ControlPlane:
 
     def _turn(self) -> Turn:
         """Hands the reconciler what happened."""
-        happened = self._worker.collect()
+        self._happened.extend(self._worker.collect())
         with self._lock:
-            read = [ref for ref, ticket in self._tickets.items() if self._follower.has_read(ticket)]
+            while self._happened:  # each taken off first: what fails must not be waited for, nor come again
+                self._take(self._happened.popleft())
+            read = {ref: ticket for ref, ticket in self._tickets.items() if self._follower.has_read(ticket)}
         # Only now, so that the image is no older than what is counted as read.
         known = self._follower.known
         if known is not None:
@@ -392,12 +400,10 @@ class ControlPlane:
         marks = {} if known is None else self._marking.raised(known.image, known.admission, lines)
         stale = {} if known is None else self._stale(known, lines)
         with self._lock:
-            for news in happened:
-                self._take(news)
             turn = self._reconciler.turn(Moment(self._clock(), self._now_ms()), marks=marks, stale=stale)
-            for ref in read:
-                self._tickets.pop(ref, None)
-                if ref in self._reconciler.lines:
+            for ref, ticket in read.items():
+                if self._tickets.get(ref) == ticket:  # else it was unsubscribed meanwhile, and subscribed to again
+                    del self._tickets[ref]
                     self._reconciler.lines[ref].is_caught_up = True
         return turn
 

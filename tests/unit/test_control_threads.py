@@ -231,6 +231,76 @@ class TestManyModels:
         assert (rig.live(), rig.plane.refusals(FRAUD), rig.loader.calls) == (1, (), [1, 1])
 
 
+class TestTrouble:
+    """What must not leave a control plane waiting for ever."""
+
+    def test_the_end_of_a_load_outlives_a_turn_that_failed(self, rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+        def fail(*_: object) -> None:
+            raise PermissionError("the state folder")
+
+        rig.loader.gate.clear()
+        rig.publish(1)
+        wait_until(lambda: rig.step() or rig.loader.calls, "a load")
+        with monkeypatch.context() as patch:
+            patch.setattr(rig.plane._marking, "raised", fail)
+            rig.loader.gate.set()
+            wait_until(lambda: rig.loader.made and not rig.plane._worker._news.empty(), "the end of the load")
+            with pytest.raises(PermissionError):
+                rig.step()
+        rig.settle()
+        assert rig.live() == 1
+
+    def test_who_subscribes_again_amid_a_turn_waits_for_the_registry_anew(
+        self, rig: Rig, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        rig.settle()
+        raised = rig.plane._marking.raised
+
+        def meanwhile(*what: object) -> object:
+            rig.plane.unsubscribe(FRAUD)
+            rig.plane.subscribe(FRAUD)
+            return raised(*what)
+
+        rig.plane.unsubscribe(FRAUD)
+        rig.plane.subscribe(FRAUD)
+        rig.plane._follower.turn(0.0)  # as far as the first of them asked
+        with monkeypatch.context() as patch:
+            patch.setattr(rig.plane._marking, "raised", meanwhile)
+            rig.plane.step()
+        rig.plane.step()
+        assert not rig.plane.is_hopeless(FRAUD), "it may have been released before the second asked"
+        rig.settle()
+        assert rig.plane.is_hopeless(FRAUD)
+
+    def test_what_was_settled_before_the_registry_was_read_to_its_end_is_no_reason_to_give_up(self, rig: Rig) -> None:
+        """A turn amid the question, as another thread takes it: a version was released, and is being loaded."""
+        line = rig.plane._reconciler.line(FRAUD)
+
+        class Amid(type(line)):
+            @property
+            def is_caught_up(self) -> bool:
+                self.is_settled = False
+                return True
+
+        line.is_settled = True
+        del line.is_caught_up
+        line.__class__ = Amid
+        assert not rig.plane.is_hopeless(FRAUD)
+
+    def test_a_count_that_fails_leaves_nothing_behind_at_the_end(self, tmp_path: Path) -> None:
+        def fail() -> Activity:
+            raise RuntimeError("a defect")
+
+        rig = Rig(tmp_path)
+        rig.init()
+        rig.publish(1)
+        rig.plane.start()
+        rig.plane.wait_live(FRAUD, DEADLINE_S)
+        rig.plane.set_activity(FRAUD, fail)
+        rig.plane.close()
+        assert rig.loader.made[0].closed_by is not None
+
+
 class TestWaking:
     """The control thread sleeps until something happens: none of these may take its longest wait."""
 
