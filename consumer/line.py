@@ -5,6 +5,7 @@ Only the reconciler changes a line; every other thread reads values that are rep
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -62,10 +63,11 @@ class Line:
         is_evicted: It was let go to make room for another model, and is loaded again once somebody asks for it.
         is_asked: Somebody asks for it, and nothing is live.
         is_settled: Nothing is live, and waiting alone will change nothing.
-        used_at_s: When somebody was last seen to use it.
+        used_at_s: When somebody was last seen to use it; before all time if nobody was.
         mark: The highest release sequence ever seen; None before anybody said so.
         fault: What keeps marks from being read.
         is_between: The live version was let go for the one that is to take its place.
+        made_way_at_s: When that was last so.
         is_caught_up: The registry was read to an end taken after this line was there.
         turn: When a load was last begun, in turns of the reconciler.
     """
@@ -84,7 +86,8 @@ class Line:
         self.is_asked = False
         self.is_settled = False
         self.is_between = False
-        self.used_at_s = 0.0
+        self.made_way_at_s = -math.inf
+        self.used_at_s = -math.inf
         self.mark: int | None = None if ref.version is None else 0
         self.fault: Exception | None = None
         self.is_caught_up = False
@@ -197,14 +200,17 @@ class Line:
             if key.id != live.id and not (key.id.version == NO_VERSION and refused.basis.sequence <= reached)
         }
 
-    def unload(self, key: VersionKey) -> None:
-        """Lets go of the ready version, or empties the slot of the live one."""
-        if self.ready is not None and VersionKey.of(self.ready) == key:
+    def discard(self) -> None:
+        """Lets go of the ready version."""
+        if self.ready is not None:
             ready, self.ready = self.ready, None
             self.slot.discard(ready)
-        elif self.slot.live_key == key:
-            self.is_between = True  # first, so that whoever finds nothing live knows to wait
-            self._let_go()
+
+    def make_way(self, now_s: float) -> None:
+        """Lets go of the live version for its successor, which is to be loaded next."""
+        self.made_way_at_s = now_s
+        self.is_between = True  # first, so that whoever finds nothing live knows to wait
+        self._let_go()
 
     def clear(self) -> None:
         """Lets go of everything."""
@@ -212,9 +218,7 @@ class Line:
         self._let_go()
 
     def _let_go(self) -> None:
-        if self.ready is not None:
-            ready, self.ready = self.ready, None
-            self.slot.discard(ready)
+        self.discard()
         self.slot.clear()
         self._facts = replace(self._facts, live_version=None, since_ms=None, load_ms=None, release_to_live_ms=None)
 

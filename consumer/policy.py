@@ -139,9 +139,10 @@ class Swap:
 
 @dataclass(frozen=True, slots=True)
 class Unload:
-    """Let go of this version: overtaken, or in the way of what is to be loaded."""
+    """Let go of this version: overtaken, or live and in the way of its `successor`."""
 
     key: VersionKey
+    successor: Load | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -308,7 +309,7 @@ def _towards(target: Load, entry: ModelEntry, view: View, preserve: Preserve) ->
     if view.busy:
         return Nothing()
     if preserve is Preserve.RESOURCES and (view.live is not None or view.loaded):
-        return Unload(view.live) if view.live is not None else Nothing()  # until the last lease on it ends
+        return Unload(view.live, target) if view.live is not None else Nothing()  # until the last lease on it ends
     return target
 
 

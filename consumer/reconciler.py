@@ -8,6 +8,7 @@ news, and when to turn again though nothing happens. It destroys nothing: what s
 Rules, beside those of `policy` for one model and of `budget` for memory:
 - One load at a time. A model that somebody asks for comes first, then those that have nothing live, then the one whose
   last load is longest ago: releases in quick succession of one model hold up no other.
+- Where resources are preserved, one model at a time is without a live version, and none before its successor has room.
 - A version that fails live is refused, and what a rollback would restore serves if it is still loaded.
 - What is stale where it must not be serves nothing until it is fresh again.
 - A model that was let go for another one's sake is loaded again when somebody asks for it, and not before.
@@ -66,6 +67,9 @@ if TYPE_CHECKING:
 _MAX_STEPS = 16
 # A kept version above this is let go before the next load, so that no more than two large models are in memory.
 KEEP_BESIDE_LOAD_BYTES = 256 << 20
+# Where resources are preserved, others wait for a model's last lease: for longer than any prediction takes, and not for
+# one that hangs.
+LAST_LEASE_S = 10.0
 # Models that patterns subscribe to: an instance's status is one record, and holds them all.
 MAX_FOLLOWED = 1000
 
@@ -226,6 +230,9 @@ class Reconciler:
 
     def freed(self, ref: ModelRef) -> None:
         """Memory of a model was let go: others that ran out of it are tried again."""
+        freed = self.lines.get(ref)
+        if freed is not None and freed.is_between:
+            return  # its successor takes it; two that ran out of memory would take turns for ever else
         for line in self.lines.values():
             if line.ref != ref:
                 line.forgive(OutOfMemoryError.reason)
@@ -366,32 +373,45 @@ class Reconciler:
                     return action
                 case Swap(key):
                     self._swap(line, image, key, at)
-                case Unload(key):
-                    line.unload(key)
+                case Unload(successor=successor):
+                    if successor is not None:
+                        return successor
+                    line.discard()
                 case Refuse(key, reason, message, basis):
                     self._refuse(line, RefusedVersion(key, reason, message, at.ms, basis))
                 case Nothing():
                     if self._loading is None:
                         line.short, line.is_evicted = None, False
-                        retries = any(refused.retry_at_s is not None for refused in line.refused.values())
+                        # One that is due and not tried is of no account any more: withdrawn, or of another repository.
+                        retries = any((refused.retry_at_s or 0.0) > at.s for refused in line.refused.values())
                         line.is_settled = not retries and view.live is None and not view.loaded
                     return None
         return None
 
     def _choose(self, wants: list[tuple[Line, Load]], at: Moment) -> Job | None:
         """Begins the load that comes first and finds room."""
-        wants.sort(key=lambda want: (not want[0].is_asked, want[0].slot.live is not None, want[0].turn))
-        reserved: list[Holding] = []
+        wants.sort(
+            key=lambda want: (not want[0].is_between, not want[0].is_asked, want[0].slot.live is not None, want[0].turn)
+        )
+        holdings, reserved = self._holdings(at), list[Holding]()
         for line, action in wants:
             manifest = action.record.manifest
-            is_used = line.slot.live is not None and at.s - line.used_at_s < self._budget.idle_s
-            holdings = [*self._holdings(at), *reserved]
-            wanted = line.is_asked or is_used
-            match self._budget.plan(manifest, asker=line.ref, wanted=wanted, holdings=holdings):
+            goes_first = self._preserve is Preserve.RESOURCES and line.slot.live is not None
+            if goes_first and self._makes_way(at):
+                continue  # one model at a time is without a live version
+            wanted = line.is_asked or at.s - line.used_at_s < self._budget.idle_s
+            others = [
+                held for held in holdings if not (goes_first and (held.ref, held.place) == (line.ref, Place.LIVE))
+            ]
+            match self._budget.plan(manifest, asker=line.ref, wanted=wanted, holdings=[*others, *reserved]):
                 case Fits():
-                    return self._begin(line, action)
+                    if not goes_first:
+                        return self._begin(line, action)
+                    line.make_way(at.s)
+                    return None
                 case LetGo(victims):
                     self._let_go(victims)
+                    holdings = self._holdings(at)
                     reserved.append(Holding(line.ref, Place.READY, self._budget.need(manifest)))
                 case Wait():
                     reserved.append(Holding(line.ref, Place.READY, self._budget.need(manifest)))
@@ -400,6 +420,13 @@ class Reconciler:
                     if refusal is not None:
                         self._news.append(Refused(line.ref, refusal))
         return None
+
+    def _makes_way(self, at: Moment) -> bool:
+        """Whether a live version that was let go for its successor is still in use."""
+        return any(
+            line.is_between and line.slot.quiescing and at.s - line.made_way_at_s < LAST_LEASE_S
+            for line in self.lines.values()
+        )
 
     def _begin(self, line: Line, action: Load) -> Job:
         kept = line.slot.kept_key
@@ -418,8 +445,8 @@ class Reconciler:
                 line.slot.drop_kept()
             elif live is not None:
                 self._news.append(Evicted(line.ref, live.id))
+                line.is_evicted = True  # first, so that whoever finds nothing live knows to ask
                 line.clear()
-                line.is_evicted = True
 
     def _trim(self, at: Moment) -> None:
         if self._budget.limit_bytes is not None:

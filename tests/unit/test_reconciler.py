@@ -10,6 +10,7 @@ from modelcast.consumer import reconciler
 from modelcast.consumer.budget import IDLE_S
 from modelcast.consumer.freshness import Stale, StaleReason
 from modelcast.consumer.lifecycle import State
+from modelcast.consumer.line import Line
 from modelcast.consumer.policy import MAX_RETRY_S, Preserve
 from modelcast.consumer.reconciler import Moment
 from modelcast.errors import BrokerError, GoldenError, ModelNotFoundError, OutOfMemoryError
@@ -18,6 +19,7 @@ from modelcast.records import ModelState
 from modelcast.registry.image import ModelEntry
 
 from .reconciler_rig import CHURN, FRAUD, Bench
+from .registry_records import REPOSITORY
 
 RISK = ModelRef("risk")
 
@@ -306,6 +308,114 @@ class TestMemory:
         bench.settle()
         assert bench.live() == 2
 
+    def test_whoever_sees_an_evicted_model_empty_sees_that_it_is_idle(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A prediction at that moment asks for the model, instead of being told that there is none."""
+        bench = Bench(FRAUD, CHURN, budget_bytes=100)
+        for model in ("fraud", "churn"):
+            bench.registry.put(1, model, size=60)
+        bench.settle()
+        line, clear, seen = bench.line(), bench.line().slot.clear, []
+
+        def watched() -> None:
+            clear()
+            seen.append((line.slot.live, line.is_idle))
+
+        monkeypatch.setattr(line.slot, "clear", watched)
+        bench.now_s += IDLE_S + 1
+        bench.reconciler.wake(CHURN)
+        bench.settle()
+        assert seen == [(None, True)]
+
+    def test_a_turn_of_many_idle_models_looks_at_each_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """It is turned every second: at 600 models, half a core went into looking at all for each."""
+        refs = [ModelRef(f"model-{number}") for number in range(50)]
+        bench = Bench(*refs, budget_bytes=10)
+        for ref in refs:
+            bench.registry.put(1, ref.model)
+        bench.settle()
+        looks: list[Line] = []
+        holdings = Line.holdings
+        monkeypatch.setattr(Line, "holdings", lambda line, now_s: looks.append(line) or holdings(line, now_s))
+        bench.turn()
+        assert len(looks) <= 2 * len(refs)
+
+
+class TestPreservingResources:
+    def test_one_model_at_a_time_is_without_a_live_version(self) -> None:
+        refs = (FRAUD, CHURN, RISK)
+        bench = Bench(*refs, preserve=Preserve.RESOURCES)
+        for version in (1, 2):
+            for ref in refs:
+                bench.registry.put(version, ref.model)
+            if version == 1:
+                bench.settle()
+        bench.turn()
+        while bench.job is not None:
+            assert [bench.live(ref) for ref in refs].count(None) == 1
+            bench.finish()
+        assert [bench.live(ref) for ref in refs] == [2, 2, 2]
+
+    def test_one_that_is_still_in_use_is_waited_for(self) -> None:
+        bench = Bench(FRAUD, CHURN, preserve=Preserve.RESOURCES)
+        for version in (1, 2):
+            bench.registry.put(version)
+            bench.registry.put(version, "churn")
+            if version == 1:
+                bench.settle()
+        with bench.line().slot.lease():
+            bench.turn()
+            bench.turn()
+            assert (bench.live(), bench.live(CHURN), bench.job) == (None, 1, None)
+            bench.now_s += reconciler.LAST_LEASE_S  # not for ever: it may hang
+            bench.settle()
+            assert (bench.live(), bench.live(CHURN)) == (None, 2)
+        bench.settle()
+        assert (bench.live(), bench.live(CHURN)) == (2, 2)
+
+    def test_nothing_makes_way_for_a_version_that_finds_no_room(self) -> None:
+        bench = Bench(FRAUD, CHURN, budget_bytes=100, preserve=Preserve.RESOURCES)
+        bench.registry.put(1, size=40)
+        bench.registry.put(1, "churn", size=50)
+        bench.settle()
+        bench.registry.put(2, size=60)
+        for _ in range(3):
+            bench.now_s += IDLE_S / 2
+            bench.use(FRAUD)
+            bench.use(CHURN)
+            bench.settle()
+            assert (bench.live(), bench.live(CHURN)) == (1, 1)
+        assert bench.told()[2:] == ["fraud@2 memory"]
+        bench.now_s += IDLE_S + 1
+        bench.use(FRAUD)
+        bench.settle()
+        assert (bench.live(), bench.live(CHURN)) == (2, None)
+
+    def test_the_room_that_was_made_is_the_successors(self) -> None:
+        bench = Bench(FRAUD, CHURN, budget_bytes=100, preserve=Preserve.RESOURCES)
+        bench.registry.put(1, size=60)
+        bench.settle()
+        bench.use()
+        bench.registry.put(1, "churn", size=60)
+        bench.reconciler.wake(CHURN)
+        bench.turn()
+        assert bench.told()[1:] == ["churn@1 memory"]
+        bench.registry.put(2, size=70)
+        bench.settle()
+        assert (bench.live(), bench.live(CHURN)) == (2, None)
+
+    def test_models_that_run_out_of_memory_do_not_take_turns_for_ever(self) -> None:
+        bench = Bench(FRAUD, CHURN, preserve=Preserve.RESOURCES)
+        for version in (1, 2):
+            bench.registry.put(version)
+            bench.registry.put(version, "churn")
+            if version == 1:
+                bench.settle()
+        bench.turn()
+        while bench.job is not None:
+            assert len(bench.loads) <= 6, bench.loads
+            bench.finish(OutOfMemoryError("too little") if bench.job.action.key.id.version == 2 else None)
+        assert (bench.live(), bench.live(CHURN)) == (1, 1)
+
 
 class TestStaleness:
     def test_what_is_stale_goes_on_serving_and_says_so(self) -> None:
@@ -379,6 +489,26 @@ class TestLiveFailures:
         bench.registry.put(2)
         bench.settle()
         assert bench.live() == 2
+
+
+@pytest.mark.parametrize("is_anew", [True, False])
+def test_a_retry_that_came_to_nothing_is_not_waited_for(is_anew: bool) -> None:
+    """Whoever waits for the model is told at once that nothing comes."""
+    ref = ModelRef("fraud", 1)
+    bench = Bench(ref)
+    bench.registry.put(1)
+    bench.turn()
+    bench.finish(BrokerError("away"))
+    if is_anew:
+        bench.registry.models.clear()
+        bench.registry.repository = replace(REPOSITORY, uuid="0b7a4c1e-0000-4000-8000-000000000002")
+    else:
+        bench.registry.withdraw(1)
+    bench.turn()
+    bench.now_s += MAX_RETRY_S
+    bench.turn()
+    assert bench.job is None
+    assert bench.line(ref).is_settled
 
 
 def test_marks_that_can_not_be_read_leave_the_model_as_it_is_and_no_other() -> None:
