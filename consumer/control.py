@@ -212,6 +212,8 @@ class ControlPlane:
         Raises:
             ModelNotFoundError: Nobody subscribed to it.
         """
+        if self._reconciler.line(ref).is_asked:
+            return  # whoever waits says so again and again
         with self._lock:
             self._reconciler.wake(ref)
         self._wake.set()
@@ -332,6 +334,7 @@ class ControlPlane:
                 if line.slot.live is not None:
                     break
                 raise self.absence(ref, timeout_s)
+            self.wake(ref)  # it may have been live meanwhile, and let go again
         return line.slot
 
     # -- the control thread

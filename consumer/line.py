@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from .binding import EventFields
     from .servable import Servable
 
+# How long whoever asked for a model that went live has for using it: to be told of it takes them milliseconds.
+AWAITED_S = 0.25
 # Enough to explain what an instance does; a status is one small record.
 MAX_STATUS_REFUSALS = 10
 # Refusals remembered so that they are not tried again: more versions than this were never in a history at once.
@@ -62,6 +64,7 @@ class Line:
         short: The version that found no room in memory, and why.
         is_evicted: It was let go to make room for another model, and is loaded again once somebody asks for it.
         is_asked: Somebody asks for it, and nothing is live.
+        is_awaited: It went live because somebody asked for it, who did not use it yet.
         is_settled: Nothing is live, and waiting alone will change nothing.
         used_at_s: When somebody was last seen to use it; before all time if nobody was.
         mark: The highest release sequence ever seen; None before anybody said so.
@@ -84,6 +87,7 @@ class Line:
         self.short: Refusal | None = None
         self.is_evicted = False
         self.is_asked = False
+        self.is_awaited = False
         self.is_settled = False
         self.is_between = False
         self.made_way_at_s = -math.inf
@@ -125,7 +129,7 @@ class Line:
 
     def holdings(self, now_s: float) -> list[Holding]:
         """The memory it takes."""
-        idle_s = max(0.0, now_s - self.used_at_s)
+        idle_s = -math.inf if self.is_awaited else max(0.0, now_s - self.used_at_s)
         live, kept = self.slot.live, self.slot.kept_key
         found = [] if live is None else [Holding(self.ref, Place.LIVE, live.memory_bytes, idle_s)]
         if self.ready is not None:
@@ -140,6 +144,9 @@ class Line:
         uses = self.slot.uses
         if uses != self._uses:
             self._uses, self.used_at_s = uses, now_s
+            self.is_awaited = False
+        elif now_s - self.used_at_s >= AWAITED_S:
+            self.is_awaited = False
 
     def begin_load(self, key: VersionKey) -> None:
         """Notes that a version is to be loaded."""
@@ -188,6 +195,7 @@ class Line:
         if is_ready:
             self.ready = None
         self.short = None
+        self.is_awaited = self.is_asked
         self.is_evicted = self.is_asked = self.is_settled = self.is_between = False
         return event
 
@@ -218,6 +226,7 @@ class Line:
         self._let_go()
 
     def _let_go(self) -> None:
+        self.is_awaited = False
         self.discard()
         self.slot.clear()
         self._facts = replace(self._facts, live_version=None, since_ms=None, load_ms=None, release_to_live_ms=None)

@@ -224,6 +224,8 @@ class Model:
                 raise plane.absence(self.ref, timeout_s)
             await asyncio.sleep(_LOOK_S)
             self._life.check()
+            if not self._is_live():
+                plane.wake(self.ref)  # it may have been live meanwhile, and let go again
 
     def _is_live(self) -> bool:
         return self._slot.live is not None

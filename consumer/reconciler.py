@@ -41,7 +41,7 @@ from modelcast.registry.image import RegistryImage
 from .budget import UNLIMITED, Budget, Fits, Holding, LetGo, Place, Short, Wait
 from .freshness import Stale
 from .lifecycle import State, VersionKey
-from .line import Line, Swapped
+from .line import AWAITED_S, Line, Swapped
 from .loading import Job
 from .patterns import appeared, check_pattern, matches
 from .policy import (
@@ -473,13 +473,9 @@ class Reconciler:
 
     def _due_s(self, at: Moment) -> float | None:
         """When the next retry is due; one that is due already waits for something else."""
-        retries = (
-            refused.retry_at_s
-            for line in self.lines.values()
-            for refused in line.refused.values()
-            if refused.retry_at_s is not None and refused.retry_at_s > at.s
-        )
-        return min(retries, default=None)
+        dues = [refused.retry_at_s or 0.0 for line in self.lines.values() for refused in line.refused.values()]
+        dues += [line.used_at_s + AWAITED_S for line in self.lines.values() if line.is_awaited]
+        return min((due_s for due_s in dues if due_s > at.s), default=None)
 
 
 def reason_of(error: BaseException | None) -> str:

@@ -94,10 +94,11 @@ class Bench:
         budget_bytes: int | None = None,
         preserve: Preserve = Preserve.AVAILABILITY,
         keep: int = 1,
+        idle_s: float = IDLE_S,
     ) -> None:
         self.registry = Registry()
         self.now_s = 1000.0
-        self.reconciler = Reconciler(preserve=preserve, keep=keep, budget=Budget(budget_bytes, idle_s=IDLE_S))
+        self.reconciler = Reconciler(preserve=preserve, keep=keep, budget=Budget(budget_bytes, idle_s=idle_s))
         for ref in refs:
             self.reconciler.subscribe(ref)
         self.job: Job | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Iterator
@@ -229,6 +230,40 @@ class TestManyModels:
         rig.now_s += following.PROBE_S
         rig.settle()
         assert (rig.live(), rig.plane.refusals(FRAUD), rig.loader.calls) == (1, (), [1, 1])
+
+
+def test_models_that_share_one_room_are_all_of_use(tmp_path: Path) -> None:
+    """Whoever waits for one that was live for a moment, and let go for another, asks for it again."""
+    refs = (FRAUD, CHURN)
+    rig = Rig(tmp_path, refs=refs)
+    rig.init()
+    for ref in refs:
+        rig.put(manifest(1, model=ref.model), release(1, 1, model=ref.model))
+    rig.plane = control.ControlPlane(
+        rig.log,
+        TOPICS,
+        rig.loader,
+        refs=refs,
+        role="client",
+        instance="host-0",
+        memory_budget_bytes=memory_need(manifest(1)) * 3 // 2,
+        idle_s=0.0,
+    )
+    used = dict.fromkeys(refs, 0)
+
+    def use(ref: ModelRef) -> None:
+        while used[ref] < 5:
+            slot = rig.plane.wait_live(ref, DEADLINE_S, patient=False)
+            with contextlib.suppress(ModelNotFoundError), slot.lease():
+                used[ref] += 1
+
+    with rig.plane:
+        threads = [threading.Thread(target=use, args=(ref,)) for ref in refs]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(DEADLINE_S)
+    assert list(used.values()) == [5, 5]
 
 
 class TestTrouble:

@@ -10,7 +10,7 @@ from modelcast.consumer import reconciler
 from modelcast.consumer.budget import IDLE_S
 from modelcast.consumer.freshness import Stale, StaleReason
 from modelcast.consumer.lifecycle import State
-from modelcast.consumer.line import Line
+from modelcast.consumer.line import AWAITED_S, Line
 from modelcast.consumer.policy import MAX_RETRY_S, Preserve
 from modelcast.consumer.reconciler import Moment
 from modelcast.errors import BrokerError, GoldenError, ModelNotFoundError, OutOfMemoryError
@@ -325,6 +325,24 @@ class TestMemory:
         bench.reconciler.wake(CHURN)
         bench.settle()
         assert seen == [(None, True)]
+
+    def test_whoever_asked_for_a_model_has_a_moment_to_use_it(self) -> None:
+        """Two that are asked for at once would make room for each other, and neither ever answer."""
+        bench = Bench(FRAUD, CHURN, budget_bytes=100, idle_s=0.0)
+        for model in ("fraud", "churn"):
+            bench.registry.put(1, model, size=60)
+        bench.reconciler.wake(FRAUD)
+        bench.reconciler.wake(CHURN)
+        bench.settle()
+        assert (bench.live(), bench.live(CHURN)) == (1, None)
+        assert bench.turn().due_s == pytest.approx(bench.now_s + AWAITED_S)
+        bench.use()
+        bench.settle()
+        assert (bench.live(), bench.live(CHURN)) == (None, 1)
+        bench.reconciler.wake(FRAUD)
+        bench.now_s += AWAITED_S
+        bench.settle()
+        assert (bench.live(), bench.live(CHURN)) == (1, None)
 
     def test_a_turn_of_many_idle_models_looks_at_each_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """It is turned every second: at 600 models, half a core went into looking at all for each."""
