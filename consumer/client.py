@@ -20,6 +20,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Protocol, Self
@@ -139,6 +140,8 @@ class ModelClient:
         self._timeout_s = timeout_s
         self._lock = threading.Lock()
         self._models: dict[ModelRef, Model] = {}
+        # To be followed also while there is nothing of that name.
+        self._lasting = set(refs)
         self._life = Life(self)
         self._hooks = Hooks()
         self._aside = Aside()
@@ -185,19 +188,32 @@ class ModelClient:
             LoadError: Every candidate was refused, or loading takes longer than `timeout_s`.
             BrokerError: The registry could not be read.
         """
-        model = self.model(name)
+        model = self._subscribed(name)
         if model.version is None:
-            self._plane.wait_live(model.ref, self._timeout_s, patient=False)
+            try:
+                self._plane.wait_live(model.ref, self._timeout_s, patient=False)
+            except ModelNotFoundError:
+                self._forget(model.ref)
+                raise
         return model
 
     async def get(self, name: str) -> Model:
         """As `client[name]`, for event loops."""
-        model = self.model(name)
-        await model.live_async(self._timeout_s, patient=False)
+        model = self._subscribed(name)
+        try:
+            await model.live_async(self._timeout_s, patient=False)
+        except ModelNotFoundError:
+            self._forget(model.ref)
+            raise
         return model
 
     def model(self, name: str) -> Model:
         """As `client[name]`, without waiting: `wait_live` on it waits for what is yet to be published."""
+        model = self._subscribed(name)
+        self._lasting.add(model.ref)
+        return model
+
+    def _subscribed(self, name: str) -> Model:
         self._life.check()
         if is_pattern(name):
             raise UsageError(
@@ -208,6 +224,13 @@ class ModelClient:
             if ref not in self._models:
                 self._models[ref] = Model(self._host, ref, self._plane.subscribe(ref))
             return self._models[ref]
+
+    def _forget(self, ref: ModelRef) -> None:
+        """Lets go of a name that nobody published: whoever asks for what users type must not collect their typos."""
+        with self._lock, suppress(ModelNotFoundError):
+            if ref not in self._lasting:
+                self._plane.unsubscribe(ref, for_good=False)
+                self._models.pop(ref, None)
 
     def _known(self, ref: ModelRef) -> Model:
         """A model that is subscribed to; raises ModelNotFoundError if it is not."""
@@ -238,6 +261,7 @@ class ModelClient:
         with self._lock:
             self._plane.unsubscribe(ref)
             self._models.pop(ref, None)
+            self._lasting.discard(ref)
 
     def wait_live(self, names: Sequence[str] | None = None, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
         """Waits until every model is live, also one not published yet; raises as `client[name]`.

@@ -188,10 +188,10 @@ class ControlPlane:
         self._wake.set()
         return line.slot
 
-    def unsubscribe(self, ref: ModelRef) -> None:
-        """Lets go of a model, also one that a pattern brought. Raises ModelNotFoundError if nobody subscribed to it."""
+    def unsubscribe(self, ref: ModelRef, *, for_good: bool = True) -> None:
+        """Lets go of a model; `for_good`, no pattern brings it again. Raises ModelNotFoundError if it was not there."""
         with self._lock:
-            self._reconciler.unsubscribe(ref)
+            self._reconciler.unsubscribe(ref, for_good=for_good)
             self._tickets.pop(ref, None)
         self._wake.set()
 

@@ -170,11 +170,16 @@ class Reconciler:
             self.lines = {**self.lines, ref: line}
         return self.lines[ref]
 
-    def unsubscribe(self, ref: ModelRef) -> None:
-        """Lets go of a model. Raises ModelNotFoundError if nobody subscribed to it."""
+    def unsubscribe(self, ref: ModelRef, *, for_good: bool = True) -> None:
+        """Lets go of a model. Raises ModelNotFoundError if nobody subscribed to it.
+
+        Args:
+            for_good: No pattern brings it again.
+        """
         line = self.line(ref)
         self.lines = {other: kept for other, kept in self.lines.items() if other != ref}
-        self._left.add(ref)
+        if for_good:
+            self._left.add(ref)
         self._retired.append(line)
         line.clear()
 

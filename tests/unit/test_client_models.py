@@ -58,6 +58,22 @@ class TestPatterns:
             client.model("fraud")
             assert "fraud" in models
 
+    def test_a_name_nobody_published_leaves_nothing_unless_it_is_waited_for(self, repository: Repository) -> None:
+        with repository.client(models=["fraud-*"]) as client:
+            for name in ("fraud-x", "fraud-x@3"):
+                with pytest.raises(ModelNotFoundError):
+                    client[name]
+                with pytest.raises(ModelNotFoundError):
+                    asyncio.run(client.get(name))
+            assert not client.models
+            patient = client.model("fraud-y")
+            with pytest.raises(ModelNotFoundError):
+                client["fraud-y"]
+            repository.publish(100.0, model="fraud-x")
+            repository.publish(100.0, model="fraud-y")
+            assert patient.wait_live(DEADLINE_S).version == 1
+            wait_until(lambda: live(client) == {"fraud-x": 1, "fraud-y": 1}, "what the pattern means")
+
     def test_a_model_that_is_no_longer_wanted_is_let_go(self, repository: Repository) -> None:
         repository.publish(100.0)
         with repository.client() as client:
