@@ -17,7 +17,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -127,11 +127,7 @@ class Binding:
                 column = np.ascontiguousarray(_converted(entry.fields[0], columns[entry.fields[0]], dtype))
                 feeds[entry.name] = column.reshape(rows, 1) if entry.shape == (None, 1) else column
                 continue
-            matrix = np.empty((rows, len(entry.fields)), dtype)
-            for index, name in enumerate(entry.fields):
-                column = columns[name]
-                matrix[:, index] = column if column.dtype == dtype else _converted(name, column, dtype)
-            feeds[entry.name] = matrix
+            feeds[entry.name] = _matrix(entry.fields, columns, rows, dtype)
         return feeds
 
     def _rows(self, columns: Mapping[str, Array]) -> int:
@@ -201,6 +197,27 @@ def _meant(name: str, present: Iterable[object]) -> str:
     folded = {other.casefold(): other for other in present if isinstance(other, str)}
     near = difflib.get_close_matches(name.casefold(), folded, n=1)
     return f" (did you mean {folded[near[0]]!r}?)" if near else ""
+
+
+def _matrix(fields: Sequence[str], columns: Mapping[str, Array], rows: int, dtype: np.dtype[np.generic]) -> Array:
+    """Columns side by side, as `dtype`."""
+    matrix = np.empty((rows, len(fields)), dtype)
+    is_narrowed = False
+    with np.errstate(over="ignore"):
+        for index, name in enumerate(fields):
+            column = columns[name]
+            if column.dtype == dtype:
+                matrix[:, index] = column
+            elif column.dtype == np.float64 and dtype == np.float32:
+                matrix[:, index] = column
+                is_narrowed = True
+            else:
+                matrix[:, index] = _converted(name, column, dtype)
+    # Asked once for all of them: to ask each costs more than converting it.
+    if is_narrowed and not np.isfinite(matrix).all():
+        for name in fields:
+            _converted(name, columns[name], dtype)
+    return matrix
 
 
 def _converted(field: str, column: Array, dtype: np.dtype[np.generic]) -> Array:

@@ -104,6 +104,14 @@ def test_a_matrix_holds_its_fields_in_order() -> None:
     assert feeds["x"].flags.c_contiguous
 
 
+def test_of_many_numbers_the_one_too_large_is_named_and_nan_and_infinity_are_what_they_are() -> None:
+    columns = {"a": np.array([1.5, np.nan]), "b": np.array([np.inf, 2.0]), "c": np.float32([1, np.inf])}
+    feeds = binding(one(DType.FLOAT32, "a", "b", "c")).feeds(columns)
+    np.testing.assert_array_equal(feeds["x"], np.float32([[1.5, np.inf, 1], [np.nan, 2, np.inf]]))
+    with pytest.raises(BindingError, match="field 'b' holds numbers too large for float32"):
+        binding(one(DType.FLOAT32, "a", "b", "c")).feeds(columns | {"b": np.array([1.0, 1e300])})
+
+
 def test_a_single_column_is_not_copied() -> None:
     column = np.arange(4, dtype=np.float32)
     feeds = binding(one(DType.FLOAT32, "a"), InputBinding("v", DType.FLOAT32, (None,), ("a",))).feeds({"a": column})
