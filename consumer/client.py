@@ -365,9 +365,10 @@ class _Models(Mapping[str, Model]):
 def _check_limits(keep: int, memory_budget_bytes: int | None, idle_s: float) -> None:
     if keep not in {0, 1}:
         raise UsageError(f"keep can't be {keep!r}", hint="Keep 1 version for rollbacks, or 0.")
-    if memory_budget_bytes is not None and memory_budget_bytes <= 0:
+    if memory_budget_bytes is not None and not (isinstance(memory_budget_bytes, int) and memory_budget_bytes > 0):
         raise UsageError(
-            f"a memory budget of {memory_budget_bytes} bytes holds no model", hint="Leave it out for no limit."
+            f"a memory budget of {memory_budget_bytes!r} bytes holds no model",
+            hint="Give whole bytes (4 << 30), or leave it out for no limit.",
         )
     if not idle_s >= 0:
         raise UsageError(f"idle_s can't be {idle_s:g}", hint="Give seconds, 0 or more.")

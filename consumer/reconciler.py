@@ -36,7 +36,7 @@ from modelcast.errors import (
 )
 from modelcast.names import ModelRef, ModelVersion
 from modelcast.records import Refusal
-from modelcast.registry.image import RegistryImage
+from modelcast.registry.image import ModelEntry, RegistryImage
 
 from .budget import UNLIMITED, Budget, Fits, Holding, LetGo, Place, Short, Wait
 from .freshness import Stale
@@ -351,9 +351,9 @@ class Reconciler:
     def _fall_back(self, ref: ModelRef, version: ModelVersion, message: str, at: Moment) -> None:
         line, image = self.lines.get(ref), self._image
         key = None if line is None else line.slot.live_key
-        entry = image.models.get(ref.model) if image is not None else None
-        if line is None or image is None or entry is None or key is None or key.id != version:
+        if line is None or image is None or key is None or key.id != version:
             return  # something else took its place meanwhile
+        entry = image.models.get(ref.model) or ModelEntry(ref.model)
         view = line.view(busy=False, now_s=at.s, budget=self._budget)
         self._refuse(line, RefusedVersion(key, FAILED_LIVE, message, at.ms, basis_of(entry, key, view)))
         # Not simply the kept one: after a rollback, that is the version somebody went back from.

@@ -23,6 +23,8 @@ from modelcast.fleet.watch import StatusWatch
 from modelcast.names import ModelRef, ModelVersion
 
 _NAMED = 5  # of instances that an error tells of
+# A large model on a slow network, on every instance of a fleet.
+_DEFAULT_TIMEOUT = "5m"
 
 ModelOption = Annotated[
     list[str] | None,
@@ -59,11 +61,18 @@ def status(
             show_default=False,
         ),
     ] = None,
-    timeout: Annotated[str, typer.Option("--timeout", metavar="TIME", help="How long --wait-live waits.")] = "5m",
+    timeout: Annotated[
+        str | None,
+        typer.Option("--timeout", metavar="TIME", help="How long --wait-live waits. Default: 5m.", show_default=False),
+    ] = None,
 ) -> None:
     """Show who runs what: instances, their models and versions, rates, lag, and what was refused and why."""
     wanted = None if wait_live is None else _version(wait_live)
-    timeout_s = seconds(timeout, "--timeout")
+    if timeout is not None and wanted is None:
+        raise UsageError(
+            "--timeout is given, and nothing is waited for", hint="Say for what: --wait-live NAME@VERSION."
+        )
+    timeout_s = seconds(timeout or _DEFAULT_TIMEOUT, "--timeout")
     with _watching(context, since, everything=everything) as watch:
         if wanted is not None:
             _await(context, watch, wanted, instance or [], timeout_s)

@@ -40,6 +40,7 @@ PolicyFile = Annotated[
     Path | None,
     typer.Option(
         "--policy",
+        "--trust-policy",
         metavar="FILE",
         help="The trust policy. Default: MODELCAST_TRUST_POLICY, else trust.toml in the user's config folder.",
         show_default=False,

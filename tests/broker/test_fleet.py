@@ -163,6 +163,9 @@ class TestWaiting:
         assert (told["kind"], told["refused"][0]["instance"], told["live"]) == ("ModelRefusedError", "b", ["a"])
         assert "rollback fraud" in told["hint"]
 
+    def test_a_time_to_wait_without_anything_to_wait_for_is_a_usage_error(self, place: Place) -> None:
+        assert "--wait-live NAME@VERSION" in place.shell.fails("status", "--timeout", "1s", status=2)
+
     def test_instances_that_take_too_long_are_named_with_what_they_do(self, place: Place) -> None:
         behind = model(version=7, wanted_version=8, next_version=8, next_state="fetching")
         place.say(status("a", model(version=8), at_ms=self.now_ms()), status("b", behind, at_ms=self.now_ms()))

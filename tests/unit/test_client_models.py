@@ -109,6 +109,7 @@ class TestPatterns:
             ({"models": ["../x"]}, "not a model name"),
             ({"keep": 2}, "keep can't be 2"),
             ({"memory_budget_bytes": 0}, "a memory budget of 0 bytes"),
+            ({"memory_budget_bytes": "4GB"}, "a memory budget of '4GB' bytes"),
             ({"idle_s": -1.0}, "idle_s can't be -1"),
             ({"max_stale_s": 0.0}, "after 0 s"),
             ({"when_stale": "panic"}, "when_stale can't be 'panic'"),

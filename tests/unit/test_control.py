@@ -265,6 +265,18 @@ class TestRefusals:
         rig.settle()
         assert rig.live() == 1
 
+    def test_a_version_that_fails_live_and_is_in_no_registry_any_more_is_let_go(self, rig: Rig) -> None:
+        rig.publish(1)
+        rig.settle()
+        rig.log.exchange()
+        rig.init(RepositoryIdentity("0b7a4c1e-0000-4000-8000-000000000002", 0, 1))
+        rig.now_s += following.PROBE_S
+        rig.settle()
+        assert rig.live() == 1
+        rig.plane.report_failure(FRAUD, ModelVersion("fraud", 1), "every row of a batch failed")
+        rig.settle()
+        assert rig.live() is None
+
     def test_a_callback_that_fails_does_not_stop_the_swap(self, rig: Rig) -> None:
         def fail(_: object) -> None:
             raise RuntimeError("a user's callback")
