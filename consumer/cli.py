@@ -144,10 +144,16 @@ class _Signals:
     def stop_with(self, stop: Callable[[], None]) -> None:
         """Calls `stop` at the first signal from now on."""
         self._stop = stop
+        # Once more: Polars, imported meanwhile, puts itself before whoever handles SIGINT, and raises KeyboardInterrupt
+        # from what it is asked at that moment.
+        self._install()
 
     def __enter__(self) -> Self:
-        self._before = {number: signal.signal(number, self._handle) for number in (signal.SIGTERM, signal.SIGINT)}
+        self._before = self._install()
         return self
+
+    def _install(self) -> dict[signal.Signals, Any]:
+        return {number: signal.signal(number, self._handle) for number in (signal.SIGTERM, signal.SIGINT)}
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

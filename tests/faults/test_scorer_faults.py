@@ -152,7 +152,7 @@ def test_f37_a_signal_ends_a_scorer_cleanly_in_the_middle_of_a_backlog(stage: St
     with stage.score("--instance", "a") as scorer:
         scorer.wait_line("live")
         wait_for(lambda: predictions(stage) > 0, "the first predictions")
-        assert scorer.end(number) == 0
+        assert scorer.end(number) == 0, scorer.last_words()
         stopped = scorer.wait_line("stopped")
     assert stopped["events"] > 0
     stage.finish("--instance", "a")

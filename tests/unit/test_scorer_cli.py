@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import signal
+import subprocess
+import sys
 from typing import Any
 
 import onnxruntime
@@ -115,3 +117,23 @@ def test_the_guarantee_is_said_at_the_start() -> None:
 
 def test_what_a_message_quotes_is_not_markup() -> None:
     assert "[long]" in render(as_text(REPORTS["refused"])).plain
+
+
+def test_ctrl_c_in_the_middle_of_a_query_is_handled_like_any_other() -> None:
+    script = """
+import os, signal, threading
+from modelcast.consumer.cli import _Signals
+stopped = []
+with _Signals() as signals:
+    import polars
+    signals.stop_with(lambda: stopped.append(1))
+    column = polars.DataFrame({"a": range(2_000_000)}).lazy()
+    query = column.select(polars.col("a").cast(polars.String).sort().str.len_chars().sum())
+    interrupt = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
+    interrupt.start()
+    while not stopped:
+        query.collect()
+print("stopped")
+"""
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
+    assert (ended.returncode, ended.stdout) == (0, "stopped\n"), ended.stderr
