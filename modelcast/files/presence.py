@@ -62,6 +62,12 @@ class Presence:
                 shutil.rmtree(self._views / lock_file.stem, ignore_errors=True)
                 lock_file.unlink(missing_ok=True)
                 lock.release()
+        with contextlib.suppress(OSError):  # the whole of it may be removed meanwhile
+            for folder in self._views.iterdir():
+                # A lock is there before its folder and goes after it: without one, somebody removed it by hand, and a
+                # process that is still alive makes itself another.
+                if folder.suffix != _SUFFIX and not folder.with_name(f"{folder.name}{_SUFFIX}").exists():
+                    shutil.rmtree(folder, ignore_errors=True)
 
     def close(self) -> None:
         """Removes this process's folder."""
