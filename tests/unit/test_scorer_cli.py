@@ -13,7 +13,8 @@ import pytest
 from rich.markup import render
 
 from modelcast.cli.output import to_json
-from modelcast.consumer.cli import _Signals, as_json, as_text
+from modelcast.consumer.cli import _Signals
+from modelcast.consumer.report_text import as_json, as_text
 from modelcast.consumer.reports import (
     Progressed,
     Recovering,
