@@ -1,24 +1,21 @@
 """What fields the events of a topic have, from a look at its latest ones: a model that can't be bound is then refused
 when it is loaded, not by a dead letter for every event.
 
-- An Avro event says it by its writer's schema; a JSON event by the values it happens to hold.
-- Samples are merged: a field that any of them has may be bound, and of two kinds the more general one counts. One odd
-  event in the sample must refuse no model; what a single event lacks is that event's own fault.
+- An Avro event says it by its writer's schema; a JSON event by the values it happens to hold (`event_fields`).
 - A topic without events says nothing, and then no model is refused for its inputs.
 """
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
-from modelcast.avro import Schema, fingerprint_of
+from modelcast.avro import fingerprint_of
 from modelcast.log import Log
 
-from .binding import EventFields, array_of
+from .binding import EventFields
 from .decode.batch import SchemaSource
+from .event_fields import event_fields, merged
 
 # Enough to see every optional field of JSON events of one kind, few enough to be read in milliseconds.
 SAMPLES_PER_PARTITION = 50
@@ -28,56 +25,6 @@ SAMPLE_TIMEOUT_S = 5.0
 # More formats and schemas than this on one topic are garbage, and are not worth another look at it.
 FORMATS_MAX = 64
 _POLL_S = 0.1
-
-# Kinds of fields, as the binding knows them.
-OTHER = "other"
-_NUMBERS = ("int", "long", "float", "double")  # from the narrowest to the widest
-_NUMBER_KINDS = frozenset(_NUMBERS)
-_ARRAYS = tuple(array_of(kind) for kind in _NUMBERS)
-_AVRO_KINDS = frozenset({*_NUMBERS, "string", "enum", "boolean", "bytes", "fixed"})
-
-
-def event_fields(
-    samples: Sequence[bytes | None], find: Callable[[bytes], Schema | None], topic: str
-) -> EventFields | None:
-    """The fields of the events in `samples`.
-
-    Args:
-        samples: Values of events, oldest first.
-        find: The schema of a fingerprint, or None.
-        topic: Where they come from, for messages.
-
-    Returns:
-        None if no sample says anything.
-    """
-    kinds: dict[str, str] = {}
-    sources: dict[str, None] = {}
-    for value in samples:
-        fingerprint = fingerprint_of(value or b"")
-        if fingerprint is not None:
-            schema = find(fingerprint)
-            found = {} if schema is None else schema_kinds(schema)
-            source = "" if schema is None else f"Avro schema {schema.definition.get('name', '')!r}" if found else ""
-        else:
-            found = _json_kinds(value)
-            source = "JSON" if found else ""
-        for name, kind in found.items():
-            kinds[name] = _merged(kinds.get(name), kind)
-        if source:
-            sources[source] = None
-    if not kinds:
-        return None
-    return EventFields(kinds=kinds, source=f"topic {topic!r} ({', '.join(sources)})")
-
-
-def schema_kinds(schema: Schema) -> Mapping[str, str]:
-    """Field to kind of a record schema; nothing for any other schema."""
-    definition = schema.definition
-    if not isinstance(definition, dict) or definition.get("type") != "record":
-        return {}
-    named: dict[str, Any] = {}
-    _collect_names(definition, definition.get("namespace"), named)
-    return {field["name"]: _avro_kind(field["type"], named) for field in definition["fields"]}
 
 
 def sample_events(log: Log, topic: str, *, clock: Callable[[], float] = time.monotonic) -> list[bytes | None]:
@@ -133,93 +80,9 @@ class EventFieldsSource:
         if self.known is not None:
             kinds = dict(self.known.kinds)
             for name, kind in found.kinds.items():
-                kinds[name] = _merged(kinds.get(name), kind)
+                kinds[name] = merged(kinds.get(name), kind)
             if kinds == self.known.kinds:
                 return False
             found = EventFields(kinds=kinds, source=found.source)
         self.known = found
         return True
-
-
-def _json_kinds(value: bytes | None) -> Mapping[str, str]:
-    try:
-        event = json.loads(value or b"")
-    except (ValueError, RecursionError):
-        return {}
-    if not isinstance(event, dict):
-        return {}
-    return {name: _json_kind(field) for name, field in event.items() if field is not None}
-
-
-def _json_kind(value: object) -> str:
-    match value:
-        case bool():
-            return "boolean"
-        case int():
-            return "long"
-        case float():
-            return "double"
-        case str():
-            return "string"
-        case list() if value:
-            return _array_kind({_json_kind(item) for item in value if item is not None})
-        case _:
-            return OTHER
-
-
-def _array_kind(items: Collection[str]) -> str:
-    """Of an array with items of these kinds."""
-    if items and _NUMBER_KINDS.issuperset(items):
-        return array_of(max(items, key=_NUMBERS.index))
-    return array_of(next(iter(items))) if len(items) == 1 else OTHER
-
-
-def _merged(first: str | None, second: str) -> str:
-    if first is None or first == second:
-        return second
-    for widening in (_NUMBERS, _ARRAYS):
-        if first in widening and second in widening:
-            return max(first, second, key=widening.index)
-    return second  # the later event is the better witness
-
-
-def _avro_kind(schema: Any, named: Mapping[str, Any]) -> str:
-    if isinstance(schema, str) and schema not in _AVRO_KINDS:
-        schema = named.get(schema, schema)
-    if isinstance(schema, list):
-        branches = [_avro_kind(branch, named) for branch in schema if branch != "null"]
-        if not branches:
-            return OTHER
-        kind = branches[0]
-        for branch in branches[1:]:
-            if kind != branch and not {kind, branch} <= set(_NUMBERS):
-                return OTHER
-            kind = _merged(kind, branch)
-        return kind
-    if isinstance(schema, dict) and schema.get("type") == "array":
-        return _array_kind({_avro_kind(schema["items"], named)})
-    if isinstance(schema, dict):
-        inner = schema.get("type")
-        return _avro_kind(inner, named) if isinstance(inner, (dict, list)) else _known_kind(inner)
-    return _known_kind(schema)
-
-
-def _known_kind(name: object) -> str:
-    return name if isinstance(name, str) and name in _AVRO_KINDS else OTHER
-
-
-def _collect_names(schema: Any, namespace: str | None, named: dict[str, Any]) -> None:
-    if isinstance(schema, list):
-        for branch in schema:
-            _collect_names(branch, namespace, named)
-    elif isinstance(schema, dict):
-        if "name" in schema:
-            space = schema.get("namespace", namespace)
-            named[schema["name"]] = schema
-            if space:
-                named[f"{space}.{schema['name']}"] = schema
-            namespace = space
-        for key in ("type", "items", "values"):
-            _collect_names(schema.get(key), namespace, named)
-        for field in schema.get("fields", ()):
-            _collect_names(field.get("type"), namespace, named)

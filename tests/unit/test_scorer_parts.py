@@ -18,7 +18,8 @@ from modelcast.consumer.batches import (
 )
 from modelcast.consumer.commit import Destination
 from modelcast.consumer.end import EndOfTopic
-from modelcast.consumer.sampling import EventFieldsSource, event_fields, schema_kinds
+from modelcast.consumer.event_fields import event_fields, schema_kinds
+from modelcast.consumer.sampling import EventFieldsSource
 from modelcast.consumer.scoring import ModelFaultError, run_halving
 from modelcast.consumer.setup import plan_topics
 from modelcast.errors import LoadError, OutOfMemoryError, TopicConfigError, TopicNotFoundError

@@ -15,8 +15,8 @@ import pytest
 from onnx import TensorProto
 
 from modelcast.consumer.binding import Binding, EventFields
+from modelcast.consumer.event_fields import event_fields
 from modelcast.consumer.rows import columns_of
-from modelcast.consumer.sampling import event_fields
 from modelcast.errors import BindingError, ModelcastError, StructureError, UsageError
 from modelcast.publisher import examples
 from modelcast.publisher.prepare import PreparedModel, prepare
