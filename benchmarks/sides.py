@@ -45,7 +45,7 @@ def pass_through(log: KafkaLog, source: str, target: str, *, transactions: bool)
     left = sum(log.end_offsets(source, committed=False).values())
     consumer = log.group_consumer(group, session_timeout_ms=_SESSION_TIMEOUT_MS)
     consumer.subscribe(source, on_assign=_ignore, on_revoke=_ignore, on_lost=_ignore)
-    to = Destination(source, target, target)
+    to = Destination(source, (target,), target)
     committer: Committer
     if transactions:
         committer = TransactionalCommitter(
@@ -61,7 +61,7 @@ def pass_through(log: KafkaLog, source: str, target: str, *, transactions: bool)
                 continue
             messages = [*messages, *consumer.consume(BATCH_EVENTS - 1, 0)]
             left -= len(messages)
-            if not committer.submit(_batch(messages, consumer.group_metadata()), _FLUSH_S):
+            if not committer.submit(_batch(target, messages, consumer.group_metadata()), _FLUSH_S):
                 raise SystemExit(f"a batch was not taken: {committer.error}")
             collector.between_batches()
     if not committer.drain(_FLUSH_S):
@@ -72,10 +72,11 @@ def pass_through(log: KafkaLog, source: str, target: str, *, transactions: bool)
     consumer.close()
 
 
-def _batch(messages: Sequence[Message], metadata: GroupMetadata) -> ScoredBatch:
+def _batch(target: str, messages: Sequence[Message], metadata: GroupMetadata) -> ScoredBatch:
     events = EventBatch.of(messages)
     records = records_by_partition(events.keys, events.values, events.partitions)
-    return ScoredBatch(0, len(events), records, (), events.next_offsets(), metadata)
+    predictions = {(target, partition): own for partition, own in records.items()}
+    return ScoredBatch(0, len(events), predictions, (), events.next_offsets(), metadata)
 
 
 def naive(bootstrap_servers: str, source: str, target: str, schema_file: Path, graph: Path, count: int) -> None:

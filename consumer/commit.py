@@ -70,8 +70,13 @@ class Destination:
     """Where a scorer reads from and writes to."""
 
     events: str
-    predictions: str
+    predictions: tuple[str, ...]
     dead_letters: str
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """The topics written."""
+        return (*self.predictions, self.dead_letters)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,14 +86,15 @@ class ScoredBatch:
     Attributes:
         epoch: The assignment it was consumed under.
         events: How many events it covers.
-        predictions: Records (`key`, `value`) by partition, in order.
+        predictions: Records by topic and partition, in order: `key` and `value`, and `headers` where the event's are
+            carried over.
         offsets: Next offset to be consumed, by partition.
         metadata: The group's, taken when the batch was consumed.
     """
 
     epoch: int
     events: int
-    predictions: Mapping[int, list[dict[str, Any]]]
+    predictions: Mapping[tuple[str, int], list[dict[str, Any]]]
     dead_letters: Sequence[DeadLetter]
     offsets: Mapping[int, int]
     metadata: GroupMetadata
@@ -331,8 +337,8 @@ class Committer(ABC):
         """Frees the producer, if there is one."""
 
     def _produce(self, producer: BatchProducer, batch: ScoredBatch) -> None:
-        for partition, records in batch.predictions.items():
-            producer.produce_batch(self._to.predictions, partition, records)
+        for (topic, partition), records in batch.predictions.items():
+            producer.produce_batch(topic, partition, records)
         for letter in batch.dead_letters:
             producer.produce(
                 self._to.dead_letters,

@@ -134,8 +134,8 @@ class Scorer:
     ) -> None:
         self._ref = ModelRef.parse(model)
         self._stores = Stores.resolve(stores)
-        self._to = Destination(events, predictions, dead_letters or f"{predictions}.dead-letters")
-        if len({self._to.events, self._to.predictions, self._to.dead_letters}) < 3:
+        self._to = Destination(events, (predictions,), dead_letters or f"{predictions}.dead-letters")
+        if len({self._to.events, *self._to.outputs}) < 3:
             raise UsageError(
                 "events, predictions and dead letters need three topics", hint=f"Got {events!r} and {predictions!r}."
             )
@@ -150,7 +150,7 @@ class Scorer:
         self._connection = connection or Connection.resolve(
             bootstrap_servers, properties_file=properties_file, properties=properties, prefix=prefix
         )
-        self._connection.topics.refuse_own(self._to.events, self._to.predictions, self._to.dead_letters)
+        self._connection.topics.refuse_own(self._to.events, *self._to.outputs)
         self._group = group or f"{self._connection.prefix}.{self._ref.model}.{predictions}"
         self._named_instance = instance
         self._until_end = until_end
@@ -204,7 +204,7 @@ class Scorer:
                 Started(
                     model=str(self._ref),
                     events=self._to.events,
-                    predictions=self._to.predictions,
+                    predictions=self._to.predictions[0],
                     dead_letters=self._to.dead_letters,
                     group=self._group,
                     instance=instance.name,
@@ -256,7 +256,9 @@ class Scorer:
             partitions,
             lambda: log.group_consumer(self._group, instance=instance, session_timeout_ms=SESSION_TIMEOUT_MS),
             committer,
-            Scoring(self._to.events, schemas, schemas.register, DeadLetterBuilder(self._to.events)),
+            Scoring(
+                self._to.events, self._to.predictions[0], schemas, schemas.register, DeadLetterBuilder(self._to.events)
+            ),
             plane.slot(self._ref),
             observer.hooks(),
             end=end,

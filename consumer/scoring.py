@@ -56,7 +56,7 @@ class Unresolved:
 class Scored:
     """What a batch became. Every event is in one of the two."""
 
-    predictions: Mapping[int, list[dict[str, Any]]]
+    predictions: Mapping[tuple[str, int], list[dict[str, Any]]]
     dead_letters: Sequence[DeadLetter]
 
 
@@ -90,6 +90,7 @@ class Scoring:
 
     Args:
         topic: Where the events come from.
+        target: Where predictions go.
         schemas: Where writers' schemas are found.
         register: Describes the predictions' schema before the first record that uses it is produced.
         letters: Makes dead letters.
@@ -98,11 +99,13 @@ class Scoring:
     def __init__(
         self,
         topic: str,
+        target: str,
         schemas: SchemaSource,
         register: Callable[[Schema], None],
         letters: DeadLetterBuilder,
     ) -> None:
         self._topic = topic
+        self._target = target
         self._schemas = schemas
         self._register = register
         self._letters = letters
@@ -130,7 +133,7 @@ class Scoring:
             return Unresolved(unresolved)
         poison = [*decoded.poison, *self._unknown_events(decoded, batch)]
         rows = decoded.rows
-        predictions: Mapping[int, list[dict[str, Any]]] = {}
+        predictions: Mapping[tuple[str, int], list[dict[str, Any]]] = {}
         if rows.size:
             outcome = self._run(servable, plan, decoded.columns, int(rows.size))
             poison += [PoisonEvent(int(rows[row]), MODEL_FAILED, message) for row, message in outcome.failed]
@@ -160,7 +163,7 @@ class Scoring:
 
     def _encode(
         self, encoder: PredictionEncoder, outputs: Mapping[str, Array], batch: EventBatch, rows: Int64s
-    ) -> Mapping[int, list[dict[str, Any]]]:
+    ) -> Mapping[tuple[str, int], list[dict[str, Any]]]:
         whole = rows.size == len(batch)
         partitions = batch.partitions if whole else batch.partitions[rows]
         offsets = batch.offsets if whole else batch.offsets[rows]
@@ -170,7 +173,8 @@ class Scoring:
             values = encoder.encode(outputs, partitions, offsets, timestamps)
         except LoadError as error:  # outputs of another shape than the signature's: no event asked for that
             raise ModelFaultError(error.message) from error
-        return records_by_partition(keys, values, partitions)
+        found = records_by_partition(keys, values, partitions)
+        return {(self._target, partition): records for partition, records in found.items()}
 
     def _plan(self, servable: Servable) -> _Plan:
         key = (servable.manifest.repository, servable.id)

@@ -43,7 +43,7 @@ def plan_topics(log: Log, destination: Destination) -> TopicPlan:
     """
     partitions = _partitions(log, destination.events)
     existing = log.topics()
-    outputs = (destination.predictions, destination.dead_letters)
+    outputs = destination.outputs
     warnings = [_check_output(log, name, destination.events, partitions) for name in outputs if name in existing]
     return TopicPlan(
         partitions,

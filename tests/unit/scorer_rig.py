@@ -30,7 +30,8 @@ from modelcast.topics import Topics
 from .control_rig import wait_until
 from .registry_records import manifest
 
-TO = Destination("events", "scores", "scores.dead-letters")
+SCORES = "scores"
+TO = Destination("events", (SCORES,), "scores.dead-letters")
 TOPICS = Topics("t")
 GROUP = "g"
 SOON_S = 10.0
@@ -83,7 +84,7 @@ class Rig:
 
     def __init__(self, *, partitions: int = 1) -> None:
         self.log = MemoryGroupLog()
-        for name in (TO.events, TO.predictions, TO.dead_letters):
+        for name in (TO.events, *TO.outputs):
             self.log.create(TopicSpec(name, partitions))
         for spec in TOPICS.specs(blob_partitions=1, replication_factor=1):
             self.log.create(spec)
@@ -115,7 +116,7 @@ class Rig:
         """(source partition, source offset, version, score) of each prediction, in the topic's order."""
         schemas = SchemaTopic(self.log, TOPICS)
         found = []
-        for record in self.records(TO.predictions):
+        for record in self.records(SCORES):
             assert record.value is not None
             schema = schemas.find(record.value[2:FRAME_BYTES])
             assert schema is not None, "a prediction's schema was not described before it"
@@ -163,7 +164,7 @@ class RunningScorer:
             rig.partitions,
             self._join_group,
             self.committer,
-            Scoring(TO.events, schemas, schemas.register, DeadLetterBuilder(TO.events)),
+            Scoring(TO.events, SCORES, schemas, schemas.register, DeadLetterBuilder(TO.events)),
             self.slot,
             LoopHooks(
                 knows_fields=lambda: bool(self.heard.learned),

@@ -22,14 +22,15 @@ from modelcast.group import TransactionalBatchProducer
 from modelcast.log import BEGINNING, TopicSpec
 from modelcast.testing.group import CommitFault, MemoryGroupConsumer, MemoryGroupLog, MemoryTransactionalProducer
 
-TO = Destination("events", "scores", "scores.dead-letters")
+SCORES = "scores"
+TO = Destination("events", (SCORES,), "scores.dead-letters")
 SOON_S = 10.0
 
 
 @pytest.fixture
 def log() -> MemoryGroupLog:
     log = MemoryGroupLog()
-    for topic in (TO.events, TO.predictions, TO.dead_letters):
+    for topic in (TO.events, *TO.outputs):
         log.create(TopicSpec(topic, 2))
     return log
 
@@ -51,7 +52,7 @@ def _ignore(_: object) -> None: ...
 
 def batch(member: MemoryGroupConsumer, first: int, *, epoch: int = 1, count: int = 1) -> ScoredBatch:
     records = [{"key": None, "value": b"%d" % offset} for offset in range(first, first + count)]
-    return ScoredBatch(epoch, count, {0: records}, (), {0: first + count}, member.group_metadata())
+    return ScoredBatch(epoch, count, {(SCORES, 0): records}, (), {0: first + count}, member.group_metadata())
 
 
 @contextmanager
@@ -67,7 +68,7 @@ def transactional(
 
 
 def visible(log: MemoryGroupLog) -> list[bytes | None]:
-    with closing(log.reader(TO.predictions, {0: BEGINNING, 1: BEGINNING})) as reader:
+    with closing(log.reader(SCORES, {0: BEGINNING, 1: BEGINNING})) as reader:
         return [record.value for record in reader.poll(0)]
 
 
@@ -241,7 +242,9 @@ def test_at_least_once_offers_offsets_only_of_what_was_acknowledged(
     committer.start()
     committer.submit(batch(member, 0), SOON_S)
     assert committer.drain(SOON_S)
-    too_large = ScoredBatch(1, 1, {0: [{"key": None, "value": bytes(2_000_000)}]}, (), {0: 2}, member.group_metadata())
+    too_large = ScoredBatch(
+        1, 1, {(SCORES, 0): [{"key": None, "value": bytes(2_000_000)}]}, (), {0: 2}, member.group_metadata()
+    )
     committer.submit(too_large, SOON_S)
     wait_for(committer, Stage.FAILED)
     assert committer.take_acknowledged() == {0: 1}

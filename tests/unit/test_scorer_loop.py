@@ -19,7 +19,7 @@ from modelcast.group import Message
 from modelcast.testing.group import CommitFault
 
 from .control_rig import wait_until
-from .scorer_rig import TO, FunctionServable, Rig, RunningScorer, score_all
+from .scorer_rig import SCORES, TO, FunctionServable, Rig, RunningScorer, score_all
 
 
 def expected(rig: Rig, count: int, *, partition: int = 0) -> list[tuple[int, int]]:
@@ -43,7 +43,7 @@ def test_a_prediction_has_its_event_s_key() -> None:
     rig = Rig()
     rig.send([1.0])
     score_all(rig, FunctionServable(1))
-    assert [record.key for record in rig.records(TO.predictions)] == [b"k"]
+    assert [record.key for record in rig.records(SCORES)] == [b"k"]
 
 
 def test_poison_goes_to_the_dead_letters_of_its_partition_and_costs_nobody_else() -> None:
@@ -107,7 +107,7 @@ def test_events_wait_until_a_version_is_live_and_the_member_stays() -> None:
     with RunningScorer(rig, end=rig.end()) as scorer:
         scorer.wait_waiting("no version is live")
         wait_until(lambda: scorer.heard.learned, "a look at the first event")
-        assert rig.records(TO.predictions) == []
+        assert rig.records(SCORES) == []
         scorer.slot.swap(FunctionServable(1))  # type: ignore[arg-type]
         scorer.join()
     assert sources(rig) == expected(rig, 10)

@@ -29,7 +29,8 @@ from modelcast.runtime import Array
 from modelcast.testing.group import MemoryGroupLog, MemoryMessage
 from modelcast.topics import Topics
 
-TO = Destination("events", "scores", "scores.dead-letters")
+SCORES = "scores"
+TO = Destination("events", (SCORES,), "scores.dead-letters")
 
 
 def message(partition: int, offset: int) -> MemoryMessage:
@@ -176,10 +177,10 @@ class TestTopics:
         log = MemoryGroupLog()
         log.create(TopicSpec(TO.events, 3))
         plan = plan_topics(log, TO)
-        assert (plan.partitions, plan.missing, plan.warnings) == (3, (TO.predictions, TO.dead_letters), ())
+        assert (plan.partitions, plan.missing, plan.warnings) == (3, TO.outputs, ())
         assert set(log.topics()) == {TO.events}, "a plan makes nothing"
         plan.make(log)
-        for name in (TO.predictions, TO.dead_letters):
+        for name in TO.outputs:
             made = log.describe(name)
             assert (made.partitions, made.configs["retention.ms"]) == (3, "-1")
 
@@ -192,7 +193,7 @@ class TestTopics:
     def test_an_output_with_fewer_partitions_is_refused_with_the_command_that_mends_it(self) -> None:
         log = MemoryGroupLog()
         log.create(TopicSpec(TO.events, 3))
-        log.create(TopicSpec(TO.predictions, 2))
+        log.create(TopicSpec(SCORES, 2))
         with pytest.raises(TopicConfigError, match=r"'scores' has fewer.*\(2\).*--topic scores --partitions 3"):
             plan_topics(log, TO)
         assert TO.dead_letters not in log.topics()
@@ -204,12 +205,12 @@ class TestTopics:
         log.create(TopicSpec(TO.dead_letters, 1, configs={"cleanup.policy": policy}))
         with pytest.raises(TopicConfigError, match=f"'scores.dead-letters' has cleanup.policy={policy}.*mend it with"):
             plan_topics(log, TO)
-        assert TO.predictions not in log.topics()
+        assert SCORES not in log.topics()
 
     def test_an_existing_output_that_would_delete_old_event_times_is_warned_of(self) -> None:
         log = MemoryGroupLog()
         log.create(TopicSpec(TO.events, 1))
-        log.create(TopicSpec(TO.predictions, 1, configs={"retention.ms": "604800000"}))
+        log.create(TopicSpec(SCORES, 1, configs={"retention.ms": "604800000"}))
         log.create(TopicSpec(TO.dead_letters, 1, configs={"retention.ms": "1500"}))
         warning, short = plan_topics(log, TO).warnings
         assert "older than 1.5 s" in short
