@@ -38,6 +38,7 @@ class EventBatch:
 
     Attributes:
         timestamps: Epoch milliseconds; -1 where there is none.
+        messages: As the client holds them, for what only few events are asked for; empty where nobody holds any.
     """
 
     keys: list[bytes | None]
@@ -45,6 +46,7 @@ class EventBatch:
     partitions: Int64s
     offsets: Int64s
     timestamps: Int64s
+    messages: Sequence[Message] = ()
 
     @classmethod
     def of(cls, messages: Sequence[Message]) -> EventBatch:
@@ -58,10 +60,20 @@ class EventBatch:
             partitions=np.fromiter(map(kind.partition, messages), np.int64, count),
             offsets=np.fromiter(map(kind.offset, messages), np.int64, count),
             timestamps=np.where(stamps[:, 0] == 0, -1, stamps[:, 1]),
+            messages=messages,
         )
 
     def __len__(self) -> int:
         return len(self.values)
+
+    def headers_of(self, row: int) -> tuple[tuple[str, bytes | None], ...]:
+        """One event's headers, in their order; none of an event whose headers have names that are no text."""
+        if not self.messages:
+            return ()
+        try:
+            return tuple(self.messages[row].headers() or ())
+        except (UnicodeDecodeError, SystemError):  # what the client makes of such names
+            return ()
 
     def next_offsets(self) -> dict[int, int]:
         """One past the last event, by partition."""

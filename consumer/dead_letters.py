@@ -1,15 +1,16 @@
 """Events that can't be scored, as records of the dead-letter topic.
 
-- The original key and value, byte for byte, in the partition the event came from.
+- The original key, value and headers, byte for byte, in the partition the event came from. The event's time is a
+  header: the record's own is when it was written, so that no topic refuses or forgets it for the event's time.
 - Headers named and written as Kafka Streams does (KIP-1034; texts in UTF-8, numbers in decimal), so that its tools read
   them. There is no stack trace: an event's fault is not in our code.
 - A record no broker would take must not loop: the value, then the key are cut to fit, and headers hold the size and
-  digest of the whole.
+  digest of the whole. Headers of the event that take too much room are left out, and their size is told.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from modelcast import digest
@@ -25,11 +26,22 @@ PARTITION = "__streams.errors.partition"
 OFFSET = "__streams.errors.offset"
 MODEL = "modelcast.model"
 VERSION = "modelcast.version"
-# For the "value" or "key" that was cut: how many bytes it had, and their digest.
+# The event's time, epoch milliseconds.
+TIMESTAMP = "modelcast.timestamp"
+# How often the event was sent back already; the one header of this project that an event itself may carry.
+REPLAYS = "modelcast.replays"
+# For the "value", "key" or "headers" that were cut: how many bytes it had; for the first two also their digest.
 CUT_BYTES = "modelcast.{part}.bytes"
 CUT_DIGEST = "modelcast.{part}.digest"
+PARTS = ("value", "key", "headers")
 
-# Default message.max.bytes of librdkafka, which is less than what brokers and topics take by default (1,048,588).
+# Names of headers that say something of the letter, not of the event.
+_STREAMS_PREFIX = "__streams.errors."
+_OWN_PREFIX = "modelcast."
+
+# Largest record the data plane's producers take (`modelcast.kafka.settings`): what a topic takes is the topic's to say.
+PRODUCER_MAX_BYTES = 100_000_000
+# A little below Kafka's default max.message.bytes (1,048,588).
 MAX_RECORD_BYTES = 1_000_000
 # What a batch of one record adds: 61 for the batch, at most 36 for the record (message format 2), rounded up.
 _OVERHEAD_BYTES = 128
@@ -37,8 +49,12 @@ _OVERHEAD_BYTES = 128
 _HEADER_OVERHEAD_BYTES = 10
 # A message names what is wrong: one that quotes the event must not push the event out of its own record.
 _MAX_MESSAGE_BYTES = 1024
+# The event's headers may take so much of a record, a fraction: the value says more.
+_HEADERS_SHARE = 4
+# Anyone may write a header; Python refuses to read numbers of thousands of digits.
+_MAX_COUNT_DIGITS = 10
 
-Headers = tuple[tuple[str, bytes], ...]
+Headers = tuple[tuple[str, bytes | None], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +65,22 @@ class DeadLetter:
     value: bytes | None
     partition: int
     headers: Headers
+
+
+def record_limit_bytes(configs: Mapping[str, str]) -> int:
+    """How large a record may be on a topic of this configuration, framing counted."""
+    return min(int(configs.get("max.message.bytes", MAX_RECORD_BYTES)), PRODUCER_MAX_BYTES)
+
+
+def event_headers(headers: Iterable[tuple[str, bytes | None]]) -> Headers:
+    """The event's own headers among a letter's."""
+    return tuple(entry for entry in headers if not entry[0].startswith((_STREAMS_PREFIX, _OWN_PREFIX)))
+
+
+def replays_of(headers: Iterable[tuple[str, bytes | None]]) -> int:
+    """How often the event with these headers was sent back; 0 for a count that is none."""
+    counts = [value for name, value in headers if name == REPLAYS and value is not None]
+    return int(counts[-1]) if counts and counts[-1].isdigit() and len(counts[-1]) < _MAX_COUNT_DIGITS else 0
 
 
 class DeadLetterBuilder:
@@ -63,24 +95,41 @@ class DeadLetterBuilder:
         self._topic = topic
         self._max_bytes = max_bytes
 
-    def build(self, batch: EventBatch, poison: Sequence[PoisonEvent], model: ModelVersion) -> list[DeadLetter]:
+    def build(self, batch: EventBatch, poison: Sequence[PoisonEvent], model: ModelVersion | None) -> list[DeadLetter]:
         """The dead letters of a batch, in the order of `poison`; `model` is the version that was to score it."""
         return [self._letter(batch, event, model) for event in poison]
 
-    def _letter(self, batch: EventBatch, event: PoisonEvent, model: ModelVersion) -> DeadLetter:
+    def _letter(self, batch: EventBatch, event: PoisonEvent, model: ModelVersion | None) -> DeadLetter:
         row = event.index
-        partition = int(batch.partitions[row])
+        partition, timestamp_ms = int(batch.partitions[row]), int(batch.timestamps[row])
+        theirs = batch.headers_of(row)
+        replays = replays_of(theirs)
         headers: Headers = (
             (ERROR, event.error.encode()),
             (MESSAGE, _cut_text(event.message, _MAX_MESSAGE_BYTES)),
             (TOPIC, self._topic.encode()),
             (PARTITION, b"%d" % partition),
             (OFFSET, b"%d" % int(batch.offsets[row])),
-            (MODEL, model.name.encode()),
-            (VERSION, b"%d" % model.version),
         )
+        if model is not None:
+            headers += ((MODEL, model.name.encode()), (VERSION, b"%d" % model.version))
+        if timestamp_ms >= 0:
+            headers += ((TIMESTAMP, b"%d" % timestamp_ms),)
+        if replays:
+            headers += ((REPLAYS, b"%d" % replays),)
+        headers = _with_theirs(event_headers(theirs), headers, self._max_bytes // _HEADERS_SHARE)
         key, value, headers = _fitted(batch.keys[row], batch.values[row], headers, self._max_bytes)
         return DeadLetter(key, value, partition, headers)
+
+
+def _with_theirs(theirs: Headers, ours: Headers, max_bytes: int) -> Headers:
+    """The event's headers before the letter's; left out and counted where they take over `max_bytes`."""
+    if not theirs:
+        return ours
+    if _headers_size(theirs) <= max_bytes:
+        return theirs + ours
+    whole = sum(len(name.encode()) + len(content or b"") for name, content in theirs)
+    return (*ours, (CUT_BYTES.format(part="headers"), b"%d" % whole))
 
 
 def _fitted(
@@ -97,8 +146,11 @@ def _fitted(
 
 
 def _size(key: bytes | None, value: bytes | None, headers: Headers) -> int:
-    held = sum(len(name) + len(content) + _HEADER_OVERHEAD_BYTES for name, content in headers)
-    return _OVERHEAD_BYTES + len(key or b"") + len(value or b"") + held
+    return _OVERHEAD_BYTES + len(key or b"") + len(value or b"") + _headers_size(headers)
+
+
+def _headers_size(headers: Headers) -> int:
+    return sum(len(name.encode()) + len(content or b"") + _HEADER_OVERHEAD_BYTES for name, content in headers)
 
 
 def _cut_headers(part: str, whole: bytes) -> Headers:

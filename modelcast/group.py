@@ -32,6 +32,9 @@ class Message(Protocol):
     def timestamp(self) -> tuple[int, int]:
         """(kind, epoch milliseconds); kind 0 means there is none."""
 
+    def headers(self) -> Sequence[tuple[str, bytes | None]] | None:
+        """In their order; None where there are none. Costs what it makes: asked of few events only."""
+
 
 class GroupConsumer(Protocol):
     """A member of a consumer group on one topic; single-threaded except where said."""
@@ -88,7 +91,7 @@ class BatchProducer(Protocol):
         value: bytes | None,
         partition: int,
         timestamp_ms: int | None = None,
-        headers: Sequence[tuple[str, bytes]] = (),
+        headers: Sequence[tuple[str, bytes | None]] = (),
     ) -> None:
         """One record, with all a record may have."""
 

@@ -93,7 +93,7 @@ class LogWriter(Protocol):
         value: bytes | None,
         partition: int | None = None,
         timestamp_ms: int | None = None,
-        headers: Sequence[tuple[str, bytes]] = (),
+        headers: Sequence[tuple[str, bytes | None]] = (),
         on_ack: OnAck | None = None,
     ) -> None:
         """Queues one record, waiting while the queue is full.

@@ -71,7 +71,7 @@ class KafkaBatchProducer:
         value: bytes | None,
         partition: int,
         timestamp_ms: int | None = None,
-        headers: Sequence[tuple[str, bytes]] = (),
+        headers: Sequence[tuple[str, bytes | None]] = (),
     ) -> None:
         """Queues one record, waiting while the queue is full."""
         while True:

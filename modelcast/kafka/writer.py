@@ -55,7 +55,7 @@ class KafkaWriter:
         value: bytes | None,
         partition: int | None = None,
         timestamp_ms: int | None = None,
-        headers: Sequence[tuple[str, bytes]] = (),
+        headers: Sequence[tuple[str, bytes | None]] = (),
         on_ack: OnAck | None = None,
     ) -> None:
         """Queues one record, waiting while the queue is full.
@@ -161,7 +161,7 @@ class KafkaTransactionalWriter(KafkaWriter):
         value: bytes | None,
         partition: int | None = None,
         timestamp_ms: int | None = None,
-        headers: Sequence[tuple[str, bytes]] = (),
+        headers: Sequence[tuple[str, bytes | None]] = (),
         on_ack: OnAck | None = None,
     ) -> None:
         """As `KafkaWriter.send`, inside the open transaction."""

@@ -187,7 +187,7 @@ class _Pending:
     value: bytes | None
     partition: int | None
     timestamp_ms: int | None
-    headers: Sequence[tuple[str, bytes]]
+    headers: Sequence[tuple[str, bytes | None]]
     on_ack: OnAck | None
 
 
@@ -208,7 +208,7 @@ class FaultyWriter:
         value: bytes | None,
         partition: int | None = None,
         timestamp_ms: int | None = None,
-        headers: Sequence[tuple[str, bytes]] = (),
+        headers: Sequence[tuple[str, bytes | None]] = (),
         on_ack: OnAck | None = None,
     ) -> None:
         """As the wrapped writer's. The first record of a topic goes at once, and says if there is no such topic."""
@@ -280,7 +280,7 @@ class FaultyTransactionalWriter:
         value: bytes | None,
         partition: int | None = None,
         timestamp_ms: int | None = None,
-        headers: Sequence[tuple[str, bytes]] = (),
+        headers: Sequence[tuple[str, bytes | None]] = (),
         on_ack: OnAck | None = None,
     ) -> None:
         """As the wrapped writer's."""

@@ -93,7 +93,7 @@ class FaultyBatchProducer:
         value: bytes | None,
         partition: int,
         timestamp_ms: int | None = None,
-        headers: Sequence[tuple[str, bytes]] = (),
+        headers: Sequence[tuple[str, bytes | None]] = (),
     ) -> None:
         """As the wrapped producer's."""
         self._producer.produce(

@@ -55,6 +55,9 @@ class MemoryMessage:
     def timestamp(self) -> tuple[int, int]:
         return 1, self.record.timestamp_ms
 
+    def headers(self) -> Sequence[tuple[str, bytes | None]] | None:
+        return list(self.record.headers) or None
+
 
 @dataclass(slots=True, eq=False)
 class _Group:
@@ -288,7 +291,7 @@ class MemoryBatchProducer:
         value: bytes | None,
         partition: int,
         timestamp_ms: int | None = None,
-        headers: Sequence[tuple[str, bytes]] = (),
+        headers: Sequence[tuple[str, bytes | None]] = (),
     ) -> None:
         """Appends one record."""
         self._writer.send(topic, key=key, value=value, partition=partition, timestamp_ms=timestamp_ms, headers=headers)

@@ -288,7 +288,7 @@ class MemoryWriter:
         value: bytes | None,
         partition: int | None = None,
         timestamp_ms: int | None = None,
-        headers: Sequence[tuple[str, bytes]] = (),
+        headers: Sequence[tuple[str, bytes | None]] = (),
         on_ack: OnAck | None = None,
     ) -> None:
         """Appends one record; its acknowledgement is served by the next `send` or `flush`.

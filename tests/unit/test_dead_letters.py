@@ -9,9 +9,11 @@ from hypothesis import strategies as st
 
 from modelcast import digest
 from modelcast.consumer.batches import EventBatch
-from modelcast.consumer.dead_letters import DeadLetter, DeadLetterBuilder
+from modelcast.consumer.dead_letters import DeadLetter, DeadLetterBuilder, event_headers, record_limit_bytes, replays_of
 from modelcast.consumer.decode.rules import Fault, PoisonEvent
+from modelcast.log import LogRecord
 from modelcast.names import ModelVersion
+from modelcast.testing.group import MemoryMessage
 
 MODEL = ModelVersion("fraud", 3)
 LIMIT_BYTES = 4096
@@ -34,8 +36,16 @@ def letter_of(key: bytes | None, value: bytes | None, message: str = "field 'amo
     return letter
 
 
+def letter_with(*headers: tuple[str, bytes | None], model: ModelVersion | None = MODEL) -> DeadLetter:
+    record = LogRecord("transactions", 5, 9, -1, b"key", b"value", headers)
+    builder = DeadLetterBuilder("transactions", max_bytes=LIMIT_BYTES)
+    poison = PoisonEvent(0, Fault.NULL_FIELD.value, "field 'amount' is null")
+    (letter,) = builder.build(EventBatch.of([MemoryMessage(record)]), [poison], model)
+    return letter
+
+
 def size_of(letter: DeadLetter) -> int:
-    headers = sum(len(name) + len(value) for name, value in letter.headers)
+    headers = sum(len(name) + len(value or b"") for name, value in letter.headers)
     return len(letter.key or b"") + len(letter.value or b"") + headers
 
 
@@ -50,6 +60,7 @@ def test_it_holds_the_event_as_it_was_and_says_where_it_came_from() -> None:
         "__streams.errors.offset": b"1099511627776",
         "modelcast.model": b"fraud",
         "modelcast.version": b"3",
+        "modelcast.timestamp": b"2",
     }
 
 
@@ -81,6 +92,51 @@ def test_a_key_too_large_is_cut_only_after_the_value() -> None:
 def test_a_message_that_quotes_the_event_is_cut_at_a_whole_character() -> None:
     message = dict(letter_of(None, b"x", message="ä" * 5000).headers)["__streams.errors.message"]
     assert message.decode() == "ä" * 512
+
+
+def test_the_events_own_headers_stay_in_their_order() -> None:
+    theirs = (("traceparent", b"00-1"), ("none", None), ("traceparent", b"00-2"), ("", b"\xff"))
+    letter = letter_with(*theirs)
+    assert event_headers(letter.headers) == theirs
+    assert dict(letter.headers)["__streams.errors.offset"] == b"9"
+
+
+def test_headers_of_an_earlier_letter_are_not_taken_for_the_events_own_but_for_how_often_it_was_sent_back() -> None:
+    letter = letter_with(("__streams.errors.offset", b"1"), ("modelcast.model", b"old"), ("modelcast.replays", b"2"))
+    assert [value for name, value in letter.headers if name == "__streams.errors.offset"] == [b"9"]
+    assert [value for name, value in letter.headers if name == "modelcast.model"] == [b"fraud"]
+    assert replays_of(letter.headers) == 2
+
+
+@pytest.mark.parametrize("count", [b"", b"-1", b"many", b"\xc2\xb2", b"9" * 5000, None])
+def test_a_count_of_replays_that_is_none_counts_as_zero(count: bytes | None) -> None:
+    assert replays_of([("modelcast.replays", count)]) == 0
+
+
+def test_headers_that_take_the_values_room_are_left_out_and_told() -> None:
+    letter = letter_with(("big", b"x" * LIMIT_BYTES), ("small", b"y"))
+    assert event_headers(letter.headers) == ()
+    assert dict(letter.headers)["modelcast.headers.bytes"] == b"%d" % (LIMIT_BYTES + 9)
+    assert letter.value == b"value"
+
+
+def test_an_event_without_a_time_or_a_model_has_no_header_for_it() -> None:
+    names = [name for name, _ in letter_with(model=None).headers]
+    assert not {"modelcast.timestamp", "modelcast.model", "modelcast.version"}.intersection(names)
+
+
+def test_headers_whose_names_are_no_text_do_not_stop_the_letter() -> None:
+    class Unreadable(MemoryMessage):
+        def headers(self) -> list[tuple[str, bytes | None]]:
+            raise SystemError("returned a result with an exception set")
+
+    record = LogRecord("transactions", 0, 0, 0, None, b"value", (("a", b"b"),))
+    assert EventBatch.of([Unreadable(record)]).headers_of(0) == ()
+
+
+def test_a_letter_may_be_as_large_as_its_topic_takes_and_the_producer_sends() -> None:
+    assert record_limit_bytes({"max.message.bytes": "2000000"}) == 2_000_000
+    assert record_limit_bytes({"max.message.bytes": "2000000000"}) == 100_000_000
 
 
 @given(
