@@ -43,13 +43,16 @@ class Fault(StrEnum):
     EMPTY_VALUE = "EmptyValue"
     INVALID_AVRO = "InvalidAvro"
     INVALID_JSON = "InvalidJson"
+    INVALID_PROTOBUF = "InvalidProtobuf"
+    INVALID_FRAME = "InvalidFrame"  # not framed as its format asks for
     TRAILING_BYTES = "TrailingBytes"
     MISSING_FIELD = "MissingField"
     NULL_FIELD = "NullField"
     WRONG_TYPE = "WrongType"
     OUT_OF_RANGE = "OutOfRange"
     WRONG_LENGTH = "WrongLength"  # a tensor of too many or too few values
-    UNKNOWN_SCHEMA = "UnknownSchema"  # for the caller, once it gives up on a fingerprint
+    UNKNOWN_SCHEMA = "UnknownSchema"  # for the caller, once it gives up on a frame
+    UNUSABLE_SCHEMA = "UnusableSchema"  # there, but nothing can be read by it
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,8 +103,10 @@ def _to_float(column: Column, spec: FieldSpec) -> Converted | None:
         return None
     # Integers by way of float64, as readers of JSON take them: rounding twice can differ from rounding once.
     values = column.values if column.values.dtype.kind == "f" else column.values.astype(np.float64)
-    with np.errstate(over="ignore", invalid="ignore"):  # signalling NaNs are NaNs
+    if values.dtype == numpy_dtype(spec.dtype) and not column.finite:
         # Contiguous even where the type is right already: a column may be a view into wider rows.
+        return np.ascontiguousarray(values), ()
+    with np.errstate(over="ignore", invalid="ignore"):  # signalling NaNs are NaNs
         converted = values.astype(numpy_dtype(spec.dtype), order="C")
     if converted.itemsize >= values.itemsize and not column.finite:
         return converted, ()
