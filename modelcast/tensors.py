@@ -39,6 +39,10 @@ LAYOUTS: Final[Mapping[DType, np.dtype[Any]]] = {
     DType.FLOAT64: np.dtype("<f8"),
 }
 
+_DTYPES: Final[Mapping[DType, np.dtype[Any]]] = {
+    dtype: np.dtype(object) if dtype is DType.STRING else np.dtype(dtype.value) for dtype in DType
+}
+
 
 def tensor_of(binding: InputBinding) -> FieldSpec | None:
     """What an input's one field must hold where that is a whole row; None for columns and matrices of columns.
@@ -54,7 +58,7 @@ def tensor_of(binding: InputBinding) -> FieldSpec | None:
 
 def numpy_dtype(dtype: DType) -> np.dtype[Any]:
     """As columns hold it: strings as objects."""
-    return np.dtype(object) if dtype is DType.STRING else np.dtype(dtype.value)
+    return _DTYPES[dtype]
 
 
 @dataclass(frozen=True, slots=True)
