@@ -7,6 +7,7 @@ Python object an event is all there is time for. `modelcast.kafka` implements it
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NewType, Protocol
 
 from modelcast.log import Log
@@ -107,8 +108,12 @@ class TransactionalBatchProducer(BatchProducer, Protocol):
 
     def begin(self) -> None: ...
 
-    def send_offsets(self, topic: str, offsets: Mapping[int, int], metadata: GroupMetadata) -> None:
+    def send_offsets(
+        self, topic: str, offsets: Mapping[int, int], metadata: GroupMetadata, notes: Mapping[int, str] | None = None
+    ) -> None:
         """Adds consumed offsets (next to be consumed). `metadata` is that of the batch, never a fresh one.
+
+        `notes` are kept beside the offsets of their partitions (`Progress`), at most 4,096 bytes each.
 
         Raises BrokerError if refused, as after a rebalance (the transaction was aborted: rewind), FencedError.
         """
@@ -120,6 +125,26 @@ class TransactionalBatchProducer(BatchProducer, Protocol):
         """Drops everything since `begin`; allowed in every state, never raises."""
 
 
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """What a group has committed for one partition: the next offset, and a note beside it."""
+
+    offset: int
+    note: str = ""
+
+
+class GroupProgress(Protocol):
+    """The offsets of a group that nobody joins: they are committed by whoever holds a transactional id."""
+
+    def committed(self, topic: str, partitions: Sequence[int]) -> Mapping[int, Progress]:
+        """What the group has committed; partitions without anything are left out."""
+
+    def metadata(self) -> GroupMetadata:
+        """For `TransactionalBatchProducer.send_offsets`."""
+
+    def close(self) -> None: ...
+
+
 class GroupLog(Log, Protocol):
     """A log whose data plane can be used too; what a scorer asks for."""
 
@@ -127,6 +152,9 @@ class GroupLog(Log, Protocol):
         self, group: str, *, instance: str | None = None, session_timeout_ms: int, committed: bool = True
     ) -> GroupConsumer:
         """A member of a consumer group; `instance` makes it a static one, whose restart does not rebalance."""
+
+    def group_progress(self, group: str) -> GroupProgress:
+        """The offsets of a group that nobody joins."""
 
     def batch_producer(self) -> BatchProducer:
         """An idempotent producer, acks=all."""

@@ -14,12 +14,14 @@ from __future__ import annotations
 from .batch import KafkaBatchProducer, KafkaTransactionalBatchProducer
 from .client import KafkaLog
 from .group import KafkaGroupConsumer
+from .progress import KafkaGroupProgress
 from .reader import KafkaReader
 from .writer import KafkaTransactionalWriter, KafkaWriter
 
 __all__ = [
     "KafkaBatchProducer",
     "KafkaGroupConsumer",
+    "KafkaGroupProgress",
     "KafkaLog",
     "KafkaReader",
     "KafkaTransactionalBatchProducer",

@@ -138,7 +138,9 @@ class KafkaTransactionalBatchProducer(KafkaBatchProducer):
         serve(self._producer, self._faults)
         self._transactions.begin()
 
-    def send_offsets(self, topic: str, offsets: Mapping[int, int], metadata: GroupMetadata) -> None:
+    def send_offsets(
+        self, topic: str, offsets: Mapping[int, int], metadata: GroupMetadata, notes: Mapping[int, str] | None = None
+    ) -> None:
         """Adds consumed offsets (next to be consumed); `metadata` is that of the batch, never a fresh one.
 
         Raises:
@@ -146,7 +148,8 @@ class KafkaTransactionalBatchProducer(KafkaBatchProducer):
             FencedError: Another producer took the id, or another process runs as this instance.
             OutcomeUnknownError: No answer, past the end of the transaction: drop this producer.
         """
-        positions = [TopicPartition(topic, number, offset) for number, offset in offsets.items()]
+        kept = notes or {}
+        positions = [TopicPartition(topic, number, offset, kept.get(number)) for number, offset in offsets.items()]
 
         def add(timeout_s: float) -> None:
             call = partial(self._producer.send_offsets_to_transaction, positions, cast("Any", metadata), timeout_s)

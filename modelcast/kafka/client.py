@@ -32,6 +32,7 @@ from .batch import KafkaBatchProducer, KafkaTransactionalBatchProducer
 from .connection import make_admin, metadata, serve
 from .faults import Faults, error_of
 from .group import KafkaGroupConsumer
+from .progress import KafkaGroupProgress
 from .reader import KafkaReader
 from .settings import admin_settings
 from .writer import KafkaTransactionalWriter, KafkaWriter
@@ -146,6 +147,10 @@ class KafkaLog:
             session_timeout_ms=session_timeout_ms,
             committed=committed,
         )
+
+    def group_progress(self, group: str) -> KafkaGroupProgress:
+        """The offsets of a group that nobody joins."""
+        return KafkaGroupProgress(self._settings, Faults(self._servers), group)
 
     def batch_producer(self) -> KafkaBatchProducer:
         """An idempotent producer for the data plane."""

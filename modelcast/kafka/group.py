@@ -33,11 +33,9 @@ from modelcast.group import Message as Event
 
 from .connection import make_consumer
 from .faults import PASSING, Faults, error_of
+from .progress import UNANSWERED, ask_committed
 from .settings import LOGGER, group_settings
 
-# Offsets stay unstable while a dead member's transaction is open: its timeout plus the broker's sweep of 10 s.
-COMMITTED_TIMEOUT_S: Final = 60.0
-_COMMITTED_ATTEMPT_S: Final = 5.0
 _COMMIT_PAUSE_S: Final = 0.05
 COMMIT_TIMEOUT_S: Final = 30.0
 # Closed in the middle of a rebalance, the client was seen to wait for its end for ever. `on_revoke` may finish a
@@ -52,13 +50,6 @@ _FAR_FUTURE_MS: Final = 1 << 60
 
 _FENCED: Final = KafkaError(KafkaError.FENCED_INSTANCE_ID)
 _FENCED_WORDS: Final = _FENCED.str().removeprefix("Broker: ")
-_UNANSWERED: Final = frozenset({
-    KafkaError._TIMED_OUT, KafkaError._TRANSPORT, KafkaError._WAIT_COORD, KafkaError.REQUEST_TIMED_OUT,
-    KafkaError.COORDINATOR_LOAD_IN_PROGRESS, KafkaError.COORDINATOR_NOT_AVAILABLE, KafkaError.NOT_COORDINATOR,
-    KafkaError.UNSTABLE_OFFSET_COMMIT,
-    # The client lets go of a bootstrap connection once it knows the brokers; what was asked over it is asked again.
-    KafkaError._DESTROY_BROKER,
-})  # fmt: skip
 
 
 class KafkaGroupConsumer:
@@ -148,21 +139,11 @@ class KafkaGroupConsumer:
         """The group's committed offsets; partitions without one are left out.
 
         Raises:
-            BrokerError: No answer within `COMMITTED_TIMEOUT_S`.
+            BrokerError: No answer within `progress.COMMITTED_TIMEOUT_S`.
         """
         wanted = [TopicPartition(self._topic, number) for number in partitions]
-        deadline = time.monotonic() + COMMITTED_TIMEOUT_S
-        while True:
-            try:
-                found = self._consumer.committed(wanted, timeout=_COMMITTED_ATTEMPT_S)
-                failed = next((partition.error for partition in found if partition.error is not None), None)
-            except KafkaException as error:
-                found, failed = [], error_of(error)
-            if failed is None:
-                return {partition.partition: partition.offset for partition in found if partition.offset >= 0}
-            if failed.code() not in _UNANSWERED or time.monotonic() > deadline:
-                raise self._faults.explain(failed, f"can't read the offsets of group {self._group!r}")
-            time.sleep(_COMMIT_PAUSE_S)
+        found = ask_committed(self._consumer, wanted, self._faults, self._group)
+        return {partition.partition: partition.offset for partition in found if partition.offset >= 0}
 
     def seek(self, offsets: Mapping[int, int]) -> None:
         """Goes to these offsets; what was fetched ahead is dropped."""
@@ -209,7 +190,7 @@ class KafkaGroupConsumer:
                 failed = error_of(error)
             if failed is None:
                 return
-            if failed.code() not in _UNANSWERED or time.monotonic() > deadline:
+            if failed.code() not in UNANSWERED or time.monotonic() > deadline:
                 raise self._faults.explain(failed, f"can't commit offsets of group {self._group!r}")
             time.sleep(_COMMIT_PAUSE_S)
 

@@ -30,7 +30,7 @@ from modelcast.log import (
 )
 
 from .faults import NONE, WINDOW_RECORDS, Doubt, Faults, Troubled
-from .faulty_group import FaultyBatchProducer, FaultyGroupConsumer, FaultyTransactionalProducer
+from .faulty_group import FaultyBatchProducer, FaultyGroupConsumer, FaultyGroupProgress, FaultyTransactionalProducer
 
 
 class FaultyLog(Troubled):
@@ -97,6 +97,11 @@ class FaultyLog(Troubled):
             ),
         )
         return FaultyGroupConsumer(self, made)
+
+    def group_progress(self, group: str) -> FaultyGroupProgress:
+        """The offsets of a group that nobody joins, if somebody answers."""
+        log = cast("GroupLog", self._log)
+        return FaultyGroupProgress(self, self.ask(f"ask for group {group!r}", lambda: log.group_progress(group)))
 
     def batch_producer(self) -> FaultyBatchProducer:
         """A producer for the data plane whose flushes may be cut."""

@@ -9,8 +9,10 @@ from modelcast.group import (
     BatchProducer,
     GroupConsumer,
     GroupMetadata,
+    GroupProgress,
     Message,
     OnPartitions,
+    Progress,
     TransactionalBatchProducer,
 )
 
@@ -74,6 +76,26 @@ class FaultyGroupConsumer:
         self._consumer.close()
 
 
+class FaultyGroupProgress:
+    """A `modelcast.group.GroupProgress` that hears nothing while nobody answers."""
+
+    def __init__(self, log: Troubled, progress: GroupProgress) -> None:
+        self._log = log
+        self._progress = progress
+
+    def committed(self, topic: str, partitions: Sequence[int]) -> Mapping[int, Progress]:
+        """As the wrapped one's, if somebody answers."""
+        return self._log.ask("read committed offsets", lambda: self._progress.committed(topic, partitions))
+
+    def metadata(self) -> GroupMetadata:
+        """As the wrapped one's: what the client knows, without asking."""
+        return self._progress.metadata()
+
+    def close(self) -> None:
+        """Ends the wrapped one."""
+        self._progress.close()
+
+
 class FaultyBatchProducer:
     """A `modelcast.group.BatchProducer` whose flushes may be cut: some of what was sent since the last is in doubt."""
 
@@ -122,9 +144,11 @@ class FaultyTransactionalProducer(FaultyBatchProducer):
         self._doubt.check()
         self._transaction.begin()
 
-    def send_offsets(self, topic: str, offsets: Mapping[int, int], metadata: GroupMetadata) -> None:
+    def send_offsets(
+        self, topic: str, offsets: Mapping[int, int], metadata: GroupMetadata, notes: Mapping[int, str] | None = None
+    ) -> None:
         """As the wrapped producer's."""
-        self._transaction.send_offsets(topic, offsets, metadata)
+        self._transaction.send_offsets(topic, offsets, metadata, notes)
 
     def commit(self) -> None:
         """As the wrapped producer's. Raises OutcomeUnknownError, from then on too, where the answer was lost."""

@@ -19,7 +19,7 @@ from enum import Enum, auto
 from typing import Any, cast
 
 from modelcast.errors import BrokerError, FencedError, OutcomeUnknownError
-from modelcast.group import GroupMetadata, OnPartitions
+from modelcast.group import GroupMetadata, OnPartitions, Progress
 from modelcast.log import LogRecord
 from modelcast.testing.memory import MemoryLog, MemoryTransactionalWriter, MemoryWriter
 
@@ -64,12 +64,13 @@ class _Group:
     members: list[MemoryGroupConsumer] = field(default_factory=list)
     generation: int = 0
     committed: dict[tuple[str, int], int] = field(default_factory=dict)
+    notes: dict[tuple[str, int], str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class _Metadata:
     group: str
-    member: MemoryGroupConsumer
+    member: MemoryGroupConsumer | None  # None: of a group that nobody joins
     generation: int
 
 
@@ -100,6 +101,12 @@ class MemoryGroupLog(MemoryLog):
             self._groups.setdefault(group, _Group())
         return MemoryGroupConsumer(self, group, instance, committed=committed)
 
+    def group_progress(self, group: str) -> MemoryGroupProgress:
+        """The offsets of a group that nobody joins."""
+        with self._changed:
+            self._groups.setdefault(group, _Group())
+        return MemoryGroupProgress(self, group)
+
     def batch_producer(self) -> MemoryBatchProducer:
         """A producer for the data plane."""
         return MemoryBatchProducer(self.writer())
@@ -123,15 +130,21 @@ class MemoryGroupLog(MemoryLog):
             consumer.joined = False
             consumer.lost = True
 
-    def take_offsets(self, metadata: _Metadata, topic: str, offsets: Mapping[int, int]) -> None:
+    def take_offsets(
+        self, metadata: _Metadata, topic: str, offsets: Mapping[int, int], notes: Mapping[int, str] | None = None
+    ) -> None:
         """Makes offsets the group's; the caller has checked the generation."""
         group = self._groups[metadata.group]
-        group.committed.update({(topic, partition): offset for partition, offset in offsets.items()})
+        for partition, offset in offsets.items():
+            group.committed[topic, partition] = offset
+            group.notes[topic, partition] = (notes or {}).get(partition, "")
 
     def check_generation(self, metadata: _Metadata) -> None:
         """Raises BrokerError if the member's generation is over, FencedError if its instance is another's now."""
         with self._changed:
             group = self._groups[metadata.group]
+            if metadata.member is None:
+                return
             if metadata.member.fenced:
                 raise FencedError(f"another process runs as instance {metadata.member.instance!r}")
             if metadata.member not in group.members or metadata.generation != group.generation:
@@ -272,6 +285,30 @@ class MemoryGroupConsumer:
         return taken
 
 
+class MemoryGroupProgress:
+    """A `modelcast.group.GroupProgress` of a MemoryGroupLog."""
+
+    def __init__(self, log: MemoryGroupLog, group: str) -> None:
+        self._log = log
+        self._group = group
+
+    def committed(self, topic: str, partitions: Sequence[int]) -> Mapping[int, Progress]:
+        """What the group has committed."""
+        with self._log._changed:
+            group = self._log._groups[self._group]
+            return {
+                partition: Progress(group.committed[topic, partition], group.notes[topic, partition])
+                for partition in partitions
+                if (topic, partition) in group.committed
+            }
+
+    def metadata(self) -> GroupMetadata:
+        """Of no member."""
+        return GroupMetadata(_Metadata(self._group, None, -1))
+
+    def close(self) -> None: ...
+
+
 class MemoryBatchProducer:
     """A `modelcast.group.BatchProducer` of a MemoryGroupLog."""
 
@@ -311,7 +348,7 @@ class MemoryTransactionalProducer(MemoryBatchProducer):
         super().__init__(writer)
         self._log = log
         self._transaction = writer
-        self._pending: tuple[str, Mapping[int, int], _Metadata] | None = None
+        self._pending: tuple[str, Mapping[int, int], _Metadata, Mapping[int, str]] | None = None
         self._broken = False
 
     def begin(self) -> None:
@@ -320,7 +357,9 @@ class MemoryTransactionalProducer(MemoryBatchProducer):
         self._pending = None
         self._transaction.begin()
 
-    def send_offsets(self, topic: str, offsets: Mapping[int, int], metadata: GroupMetadata) -> None:
+    def send_offsets(
+        self, topic: str, offsets: Mapping[int, int], metadata: GroupMetadata, notes: Mapping[int, str] | None = None
+    ) -> None:
         """Raises BrokerError if the generation is over; the transaction was aborted."""
         known = cast("_Metadata", metadata)
         try:
@@ -328,7 +367,7 @@ class MemoryTransactionalProducer(MemoryBatchProducer):
         except BrokerError:
             self._transaction.abort()
             raise
-        self._pending = (topic, dict(offsets), known)
+        self._pending = (topic, dict(offsets), known, dict(notes or {}))
 
     def commit(self) -> None:
         """Commits, or fails as `MemoryGroupLog.next_commits` says."""
@@ -349,8 +388,8 @@ class MemoryTransactionalProducer(MemoryBatchProducer):
         with self._log._changed:
             self._transaction.commit()
             if self._pending is not None:
-                topic, offsets, metadata = self._pending
-                self._log.take_offsets(metadata, topic, offsets)
+                topic, offsets, metadata, notes = self._pending
+                self._log.take_offsets(metadata, topic, offsets, notes)
                 self._log.commits.append(offsets)
         if fault is CommitFault.REPLY_LOST_COMMITTED:
             self._broken = True

@@ -1,0 +1,91 @@
+"""`KafkaGroupProgress`: offsets of a consumer group that nobody joins, for work that is not shared.
+
+Whoever holds a transactional id is alone anyway: a member would only have to be waited for after it was killed. The
+offsets are committed inside the holder's transactions, with the metadata given here; Kafka takes them for a group
+without members. It forgets them `offsets.retention.minutes` (7 days by default) after the last commit.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
+
+from modelcast.group import GroupMetadata, Progress
+
+from .connection import make_consumer
+from .faults import Faults, error_of
+from .settings import group_settings
+
+# Offsets stay unstable while a dead holder's transaction is open: its timeout plus the broker's sweep of 10 s.
+COMMITTED_TIMEOUT_S: Final = 60.0
+_ATTEMPT_S: Final = 5.0
+_PAUSE_S: Final = 0.05
+# Nobody joins, so no session ever ends; the client wants a number that brokers take.
+_SESSION_TIMEOUT_MS: Final = 45_000
+
+UNANSWERED: Final = frozenset({
+    KafkaError._TIMED_OUT, KafkaError._TRANSPORT, KafkaError._WAIT_COORD, KafkaError.REQUEST_TIMED_OUT,
+    KafkaError.COORDINATOR_LOAD_IN_PROGRESS, KafkaError.COORDINATOR_NOT_AVAILABLE, KafkaError.NOT_COORDINATOR,
+    KafkaError.UNSTABLE_OFFSET_COMMIT,
+    # The client lets go of a bootstrap connection once it knows the brokers; what was asked over it is asked again.
+    KafkaError._DESTROY_BROKER,
+})  # fmt: skip
+
+
+class KafkaGroupProgress:
+    """A `modelcast.group.GroupProgress`; made by `KafkaLog.group_progress`."""
+
+    def __init__(self, settings: Mapping[str, str], faults: Faults, group: str) -> None:
+        self._faults = faults
+        self._group = group
+        merged = group_settings(
+            settings, group=group, instance=None, session_timeout_ms=_SESSION_TIMEOUT_MS, committed=True
+        )
+        self._consumer = make_consumer(merged, faults)
+
+    def committed(self, topic: str, partitions: Sequence[int]) -> Mapping[int, Progress]:
+        """What the group has committed; partitions without anything are left out.
+
+        Raises:
+            BrokerError: No answer within `COMMITTED_TIMEOUT_S`.
+        """
+        wanted = [TopicPartition(topic, number) for number in partitions]
+        found = ask_committed(self._consumer, wanted, self._faults, self._group)
+        return {
+            partition.partition: Progress(partition.offset, partition.metadata or "")
+            for partition in found
+            if partition.offset >= 0
+        }
+
+    def metadata(self) -> GroupMetadata:
+        """For commits inside a transaction."""
+        return GroupMetadata(self._consumer.consumer_group_metadata())
+
+    def close(self) -> None:
+        """Frees the connection."""
+        self._consumer.close()
+
+
+def ask_committed(
+    consumer: Consumer, wanted: list[TopicPartition], faults: Faults, group: str
+) -> Sequence[TopicPartition]:
+    """A group's committed offsets once no transaction holds any of them open.
+
+    Raises:
+        BrokerError: No answer within `COMMITTED_TIMEOUT_S`.
+    """
+    deadline = time.monotonic() + COMMITTED_TIMEOUT_S
+    while True:
+        try:
+            found = consumer.committed(wanted, timeout=_ATTEMPT_S)
+            failed = next((partition.error for partition in found if partition.error is not None), None)
+        except KafkaException as error:
+            found, failed = [], error_of(error)
+        if failed is None:
+            return found
+        if failed.code() not in UNANSWERED or time.monotonic() > deadline:
+            raise faults.explain(failed, f"can't read the offsets of group {group!r}")
+        time.sleep(_PAUSE_S)
