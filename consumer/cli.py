@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable
+from contextlib import nullcontext
 from types import FrameType, TracebackType
 from typing import Annotated, Any, Self
 
@@ -16,6 +17,8 @@ from modelcast.trust.options import PolicyOption
 
 from .report_text import as_json, as_text
 from .reports import Report, Warned
+from .worker_child import Worker
+from .workers import Supervisor
 
 
 @connected
@@ -92,9 +95,34 @@ def score(
     until_end: Annotated[
         bool, typer.Option("--until-end", help="Score what the topic holds now, then end.", show_default=False)
     ] = False,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            "--workers",
+            metavar="N",
+            help="Score in N processes that share the partitions; killed ones are started again. Default: in this one.",
+            show_default=False,
+        ),
+    ] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(
+            "--weights",
+            metavar="repacked|shared",
+            help="Weights of large models: repacked for the processor, or one copy in memory for all processes of this "
+            "host. Default: shared with several workers, else repacked.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Score a topic of events with the live version of a model; SIGTERM and Ctrl-C end it cleanly."""
-    with _Signals() as signals:
+    worker = Worker.here()
+    if workers is not None and worker is None:
+        Supervisor(workers, context.output, until_end=until_end).run()
+        return
+    if weights is None:
+        weights = "repacked" if workers is None or workers == 1 else "shared"
+    with _Signals() as signals, worker or nullcontext():
         from .scorer import Scorer  # numpy, Polars and ONNX Runtime take half a second: the help page needs none
 
         scorer = Scorer(
@@ -103,7 +131,7 @@ def score(
             predictions,
             dead_letters=dead_letters,
             group=group,
-            instance=instance,
+            instance=instance if worker is None else worker.instance(instance),
             guarantee=guarantee,
             device=device,
             stores=store_allowed,
@@ -112,8 +140,9 @@ def score(
             max_stale_s=None if max_stale is None else seconds(max_stale, "--max-stale"),
             when_stale=when_stale,
             preserve=preserve,
+            weights=weights,
             connection=context.connection,
-            report=_printer(context.output),
+            report=_printer(context.output) if worker is None else worker.tell,
         )
         signals.stop_with(scorer.stop)
         if not signals.stopped:

@@ -21,6 +21,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from enum import StrEnum
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -30,7 +31,7 @@ import numpy as np
 
 from modelcast import golden, graph, runtime
 from modelcast.bounded import BoundedCalls
-from modelcast.errors import ConfigError, GoldenError, LoadError, StructureError
+from modelcast.errors import ConfigError, GoldenError, LoadError, StructureError, UsageError
 from modelcast.files.cache import Cache
 from modelcast.files.fetch import Fetcher
 from modelcast.files.sink import Progress
@@ -74,12 +75,30 @@ CUDA_HEADROOM_BYTES = MEMORY_BYTES
 # From here on, what fetching took of memory goes back to the system before the session needs its own.
 LARGE_BYTES = 32 << 20
 
+# From here on, weights are worth sharing between processes: a scorer takes some 150 MB without any.
+SHARED_FROM_BYTES = 100 << 20
+
 # Batch sizes that are run before a version goes live: a lone event, a stream's trickle, a backlog.
 BATCH_BUCKETS = (1, 64, 1024, 4096)
 # A bucket expected to take longer is left out: a slow model's first large batch costs little more than its second. On a
 # GPU it does, since kernels are chosen and memory is reserved for each shape.
 WARM_BUCKET_MS = 250.0
 WARM_BUCKET_CUDA_MS = 10_000.0
+
+
+class Weights(StrEnum):
+    """What becomes of a large version's weights on the CPU."""
+
+    REPACKED = "repacked"  # each process makes a copy that its processor likes better
+    SHARED = "shared"  # mapped from the cache: one copy in memory for all processes of this host
+
+    @classmethod
+    def of(cls, word: str) -> Self:
+        """Raises UsageError."""
+        try:
+            return cls(word)
+        except ValueError:
+            raise UsageError(f"there are no weights {word!r}", hint="Use repacked or shared.") from None
 
 
 class Loader:
@@ -94,6 +113,7 @@ class Loader:
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         threads: Threads one run may use; 0 lets the runtime choose.
         prepacking: Whether weights are repacked at load (see `runtime.open_session`).
+        weights: Whether those of large versions are repacked too.
         probe: Whether versions are tried in a limited child first.
         buckets: Batch sizes to warm where the device has none of its own.
         tensorrt: Whether TensorRT builds engines on a CUDA device; None for what `MODELCAST_TENSORRT` says, else not.
@@ -116,6 +136,7 @@ class Loader:
         device: str = "auto",
         threads: int = 1,
         prepacking: bool = True,
+        weights: Weights = Weights.REPACKED,
         probe: bool = True,
         buckets: tuple[int, ...] = BATCH_BUCKETS,
         tensorrt: bool | None = None,
@@ -132,6 +153,7 @@ class Loader:
         self._device = device
         self._threads = threads
         self._prepacking = prepacking
+        self._weights = weights
         self._buckets = buckets
         self._tf32 = _switch(TF32_VARIABLE) if tf32 is None else tf32
         engines = (cache_folder() if cache_dir is None else cache_dir) / "tensorrt"
@@ -219,10 +241,15 @@ class Loader:
 
     def _open(self, view: Path, manifest: Manifest, binding: Binding, watch: _Stopwatch, on_state: OnState) -> Servable:
         cuda = self._cuda_options(manifest)
+        shared = self._weights is Weights.SHARED and manifest.size_bytes >= SHARED_FROM_BYTES
 
         def session() -> runtime.Session:
             return runtime.open_session(
-                view / GRAPH_PATH, device=self._device, threads=self._threads, prepacking=self._prepacking, cuda=cuda
+                view / GRAPH_PATH,
+                device=self._device,
+                threads=self._threads,
+                prepacking=self._prepacking and not shared,
+                cuda=cuda,
             )
 
         build_s = TENSORRT_S if cuda.tensorrt is not None else 0.0

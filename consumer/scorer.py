@@ -38,7 +38,7 @@ from .end import EndOfTopic
 from .freshness import Freshness
 from .instance import Instance, claim_instance
 from .lag import LagMeter
-from .loader import Loader
+from .loader import Loader, Weights
 from .loop import CLOSE_DRAIN_S, ScoringLoop
 from .observer import Observer
 from .policy import Preserve
@@ -85,6 +85,8 @@ class Scorer:
             followed again.
         preserve: What a swap keeps at all cost: `availability` (the new version is loaded beside the old one), or
             `resources` (the old one is unloaded first, and events wait meanwhile).
+        weights: Those of large models on the CPU: `repacked` for the processor, or `shared`: one copy in memory for all
+            processes of this host, which load sooner and may score middle-sized batches slower.
         bootstrap_servers: `host:port[,…]`; by default `MODELCAST_BOOTSTRAP_SERVERS`, the properties file, or the
             running dev broker.
         prefix: The repository's topic prefix.
@@ -100,7 +102,8 @@ class Scorer:
         report: Told what happens (`consumer.reports`), on the thread of `run`.
 
     Raises:
-        UsageError: The model's name, the guarantee, the device, `max_stale_s`, `when_stale` or `preserve` can't be.
+        UsageError: The model's name, the guarantee, the device, `max_stale_s`, `when_stale`, `preserve` or `weights`
+            can't be.
         MissingExtraError: No ONNX Runtime is installed, or none that has the device.
         ConfigError: A setting or the trust policy is wrong.
         BrokerError: No broker is named anywhere.
@@ -121,6 +124,7 @@ class Scorer:
         max_stale_s: float | None = None,
         when_stale: str = WhenStale.KEEP,
         preserve: str = Preserve.AVAILABILITY,
+        weights: str = Weights.REPACKED,
         bootstrap_servers: str | None = None,
         prefix: str | None = None,
         properties: Mapping[str, str] | None = None,
@@ -144,6 +148,7 @@ class Scorer:
         self._guarantee = Guarantee(guarantee)
         self._freshness = Freshness.of(max_stale_s, when_stale)
         self._preserve = Preserve.of(preserve)
+        self._weights = Weights.of(weights)
         self._runtime = runtime.versions()
         runtime.check_device(device)
         self._device = device
@@ -306,6 +311,7 @@ class Scorer:
             stores=self._stores,
             state_dir=self._state_dir,
             device=self._device,
+            weights=self._weights,
         )
         stack.callback(loader.close)
         plane = ControlPlane(

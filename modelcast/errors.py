@@ -31,6 +31,7 @@
     ├── CacheError                    the cache of model files can't be read or written (1)
     ├── GateError                     a published requirement was not met (6)
     ├── FencedError                   another holder of the transactional id took over (7)
+    ├── WorkerError                   a worker process ended again and again, or did not end (1)
     └── WireError                     a topic holds bytes that are not what they should be (1)
         ├── UnknownSchemaError        a fingerprint no schema is known for (yet)
         └── NewerFormatError          a record of the repository, written by a newer modelcast
@@ -255,6 +256,10 @@ class FencedError(ModelcastError):
 
     exit_code = ExitCode.FENCED
     retriable = True  # by starting over from init_transactions, a bounded number of times
+
+
+class WorkerError(ModelcastError):
+    """A worker process ended again and again without a word, or did not end when it was asked to."""
 
 
 class WireError(ModelcastError):
