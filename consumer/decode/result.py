@@ -33,43 +33,52 @@ class DecodedBatch:
 
 
 class Result:
-    """Collects the groups of a batch at the places of their rows."""
+    """Collects the groups of a batch at the places of their rows.
+
+    What is wrong with a field is kept with the field: an event that one model can't take may be good for another, which
+    takes other fields of it.
+
+    Attributes:
+        unknown: As of `DecodedBatch`.
+    """
 
     def __init__(self, specs: Sequence[FieldSpec], size: int, value_bytes: int) -> None:
         self._specs = specs
         self._size = size
-        self._good: Mask = np.zeros(size, np.bool_)
+        self._readable: Mask = np.zeros(size, np.bool_)
         self._columns: dict[str, Array] = {}
         self._tensors = {spec.name: _Tensor(spec, size, value_bytes) for spec in specs if spec.shape is not None}
-        self._poison: list[PoisonEvent] = []
+        self._faults: dict[str, list[Spoiled]] = {}
+        self._broken: list[PoisonEvent] = []
         # As a set that keeps its order. Their rows stay out: nobody can say yet what they hold.
         self.unknown: dict[bytes, None] = {}
 
+    @property
+    def broken(self) -> Sequence[PoisonEvent]:
+        """Events that are poison whatever is asked of them, in no order."""
+        return self._broken
+
     def spoil(self, row: int, fault: Fault, message: str) -> None:
-        self._poison.append(PoisonEvent(row, fault.value, message))
+        """Notes an event that can't be read at all."""
+        self._broken.append(PoisonEvent(row, fault.value, message))
 
     def take(self, rows: Rows, columns: Mapping[str, Column], spoiled: Sequence[Spoiled]) -> None:
         """Adds a group: columns over `rows`, and rows (counted within the group) whose structure is broken."""
         good: Mask = np.ones(len(rows), np.bool_)
-        self._mark(rows, good, spoiled)
-        tensors = {}
-        for spec in self._specs:
-            array, faults = convert(columns.get(spec.name, Opaque("missing", len(rows))), spec)
-            self._mark(rows, good, faults)
-            if spec.shape is None:
-                self._place(spec, rows, array)
-            else:
-                tensors[spec.name] = array
-        self._good[rows] = good
-        whole = bool(good.all())
-        for name, array in tensors.items():
-            self._tensors[name].add(*((rows, array) if whole else (rows[good], array[good])))
-
-    def _mark(self, rows: Rows, good: Mask, spoiled: Sequence[Spoiled]) -> None:
         for entry in spoiled:
             for row in entry.rows[good[entry.rows]].tolist():
                 self.spoil(int(rows[row]), entry.fault, entry.message)
             good[entry.rows] = False
+        self._readable[rows] = good
+        for spec in self._specs:
+            array, faults = convert(columns.get(spec.name, Opaque("missing", len(rows))), spec)
+            if faults:
+                known = self._faults.setdefault(spec.name, [])
+                known += [Spoiled(rows[entry.rows], entry.fault, entry.message) for entry in faults]
+            if spec.shape is None:
+                self._place(spec, rows, array)
+            else:
+                self._tensors[spec.name].add(*_fit(rows, array, good, faults))
 
     def _place(self, spec: FieldSpec, rows: Rows, array: Array) -> None:
         if len(rows) == self._size:
@@ -81,23 +90,56 @@ class Result:
         whole[rows] = array
 
     def batch(self) -> DecodedBatch:
-        rows = np.flatnonzero(self._good)
-        whole = rows.size == self._size
-        columns = {}
-        for spec in self._specs:
-            if spec.shape is not None:
-                columns[spec.name] = self._tensors[spec.name].ordered()
-                continue
-            array = self._columns.get(spec.name)
-            if array is None:
-                array = blank(spec, self._size)
-            columns[spec.name] = array if whole else array[rows]
-        poison = tuple(sorted(self._poison, key=lambda event: event.index))
-        return DecodedBatch(columns, rows, poison, tuple(self.unknown))
+        """What the batch comes to for whoever takes all of its fields."""
+        whole = self.part(self._specs)
+        poison = sorted([*self._broken, *whole.poison], key=lambda event: event.index)
+        return DecodedBatch(whole.columns, whole.rows, tuple(poison), whole.unknown)
+
+    def part(self, specs: Sequence[FieldSpec], *, among: Mask | None = None) -> DecodedBatch:
+        """What it comes to for whoever takes these fields; events that are poison for everybody (`broken`) left out.
+
+        Args:
+            specs: Some of those decoded.
+            among: Which of the batch's events are looked at; all of them by default.
+        """
+        poison: list[PoisonEvent] = []
+        good = self._readable.copy() if among is None else self._readable & among
+        for spec in specs:
+            for entry in self._faults.get(spec.name, ()):
+                spoiled = entry.rows[good[entry.rows]]
+                poison += [PoisonEvent(row, entry.fault.value, entry.message) for row in spoiled.tolist()]
+                good[spoiled] = False
+        rows = np.flatnonzero(good)
+        columns = {spec.name: self._column(spec, rows) for spec in specs}
+        poison.sort(key=lambda event: event.index)
+        return DecodedBatch(columns, rows, tuple(poison), tuple(self.unknown))
+
+    def undecided(self) -> Rows:
+        """Events of an unknown schema: neither read nor poison."""
+        left = ~self._readable
+        left[[event.index for event in self._broken]] = False
+        return np.flatnonzero(left)
+
+    def _column(self, spec: FieldSpec, rows: Rows) -> Array:
+        if spec.shape is not None:
+            return self._tensors[spec.name].of(rows)
+        array = self._columns.get(spec.name)
+        if array is None:
+            return blank(spec, len(rows))
+        return array if rows.size == self._size else array[rows]
+
+
+def _fit(rows: Rows, array: Array, good: Mask, faults: Sequence[Spoiled]) -> tuple[Rows, Array]:
+    """The rows of a tensor that hold one."""
+    if faults:
+        good = good.copy()
+        for entry in faults:
+            good[entry.rows] = False
+    return (rows, array) if good.all() else (rows[good], array[good])
 
 
 class _Tensor:
-    """The rows of one tensor, filled block after block; only good events have one.
+    """The rows of one tensor, filled block after block; only events in which it is valid have one.
 
     So it takes memory for the bytes that came, however many of the events are poison.
     """
@@ -122,12 +164,13 @@ class _Tensor:
         self._filled += len(rows)
         self._rows.append(rows)
 
-    def ordered(self) -> Array:
-        """All rows in the order of their events."""
+    def of(self, rows: Rows) -> Array:
+        """Of these events, ascending, which all have one."""
         if self._whole is None:
             return blank(self._spec, 0)
         filled = self._whole[: self._filled]
-        if len(self._rows) < 2:
-            return filled
-        order = np.concatenate(self._rows)
-        return filled if (np.diff(order) > 0).all() else filled[np.argsort(order)]
+        held = np.concatenate(self._rows) if self._rows else np.arange(self._filled)
+        if (np.diff(held) > 0).all():
+            return filled if len(held) == len(rows) else filled[np.searchsorted(held, rows)]
+        order = np.argsort(held)
+        return filled[order[np.searchsorted(held, rows, sorter=order)]]
