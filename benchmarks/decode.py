@@ -26,6 +26,7 @@ import numpy as np
 from modelcast.avro import Schema
 from modelcast.consumer.decode.batch import BatchDecoder
 from modelcast.consumer.predictions import PredictionEncoder
+from modelcast.events.writers import AvroWriter
 from modelcast.records import DType, Manifest, OutputSpec, Signature
 from modelcast.tensors import FieldSpec
 
@@ -45,8 +46,8 @@ class OneSchema:
     def __init__(self, schema: Schema) -> None:
         self._schema = schema
 
-    def find(self, fingerprint: bytes) -> Schema | None:
-        return self._schema if fingerprint == self._schema.fingerprint else None
+    def find(self, frame: bytes) -> AvroWriter | None:
+        return AvroWriter(self._schema) if frame == self._schema.frame else None
 
 
 def schema() -> Schema:

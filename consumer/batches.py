@@ -75,6 +75,16 @@ class EventBatch:
         except (UnicodeDecodeError, SystemError):  # what the client makes of such names
             return ()
 
+    def headers(self) -> list[Sequence[tuple[str, bytes | None]] | None]:
+        """Every event's headers; costs a call of the client an event."""
+        if not self.messages:
+            return [None] * len(self)
+        kind: Any = type(self.messages[0])
+        try:
+            return list(map(kind.headers, self.messages))
+        except (UnicodeDecodeError, SystemError):
+            return [self.headers_of(row) for row in range(len(self))]
+
     def next_offsets(self) -> dict[int, int]:
         """One past the last event, by partition."""
         return self._by_partition(np.max, 1)

@@ -7,12 +7,15 @@ event in the sample must refuse no model; what a single event lacks is that even
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
-from modelcast.avro import Schema, fingerprint_of
+from modelcast.avro import Schema
+from modelcast.protobuf import Field, Kind, MessageType
 
 from .binding import EventFields, array_of
+from .decode.protobuf import TIMESTAMP, WRAPPERS
 
 # Kinds of fields, as the binding knows them.
 OTHER = "other"
@@ -20,16 +23,30 @@ _NUMBERS = ("int", "long", "float", "double")  # from the narrowest to the wides
 _NUMBER_KINDS = frozenset(_NUMBERS)
 _ARRAYS = tuple(array_of(kind) for kind in _NUMBERS)
 _AVRO_KINDS = frozenset({*_NUMBERS, "string", "enum", "boolean", "bytes", "fixed"})
+_PROTOBUF_KINDS = {
+    Kind.INTEGER: "long", Kind.FLOAT: "float", Kind.DOUBLE: "double", Kind.BOOLEAN: "boolean",
+    Kind.STRING: "string", Kind.BYTES: "bytes", Kind.ENUM: "enum",
+}  # fmt: skip
+# Messages within messages whose fields are told: one that holds itself has no end.
+_MESSAGE_DEPTH = 8
+
+_Sample = TypeVar("_Sample")
 
 
-def event_fields(
-    samples: Sequence[bytes | None], find: Callable[[bytes], Schema | None], topic: str
-) -> EventFields | None:
+@dataclass(frozen=True, slots=True)
+class Said:
+    """What one sample says: fields by kind, and by what."""
+
+    kinds: Mapping[str, str]
+    source: str
+
+
+def event_fields(samples: Iterable[_Sample], said: Callable[[_Sample], Said | None], topic: str) -> EventFields | None:
     """The fields of the events in `samples`.
 
     Args:
-        samples: Values of events, oldest first.
-        find: The schema of a fingerprint, or None.
+        samples: Events, oldest first.
+        said: What one of them says, if anything.
         topic: Where they come from, for messages.
 
     Returns:
@@ -37,22 +54,50 @@ def event_fields(
     """
     kinds: dict[str, str] = {}
     sources: dict[str, None] = {}
-    for value in samples:
-        fingerprint = fingerprint_of(value or b"")
-        if fingerprint is not None:
-            schema = find(fingerprint)
-            found = {} if schema is None else schema_kinds(schema)
-            source = "" if schema is None else f"Avro schema {schema.definition.get('name', '')!r}" if found else ""
-        else:
-            found = _json_kinds(value)
-            source = "JSON" if found else ""
-        for name, kind in found.items():
+    for sample in samples:
+        found = said(sample)
+        if found is None or not found.kinds:
+            continue
+        for name, kind in found.kinds.items():
             kinds[name] = merged(kinds.get(name), kind)
-        if source:
-            sources[source] = None
+        sources[found.source] = None
     if not kinds:
         return None
     return EventFields(kinds=kinds, source=f"topic {topic!r} ({', '.join(sources)})")
+
+
+def avro_said(schema: Schema) -> Said | None:
+    """What an Avro event says by its writer's schema."""
+    kinds = schema_kinds(schema)
+    return Said(kinds, f"Avro schema {schema.definition.get('name', '')!r}") if kinds else None
+
+
+def json_said(value: bytes | None) -> Said | None:
+    """What a JSON event says by its values."""
+    kinds = _json_kinds(value)
+    return Said(kinds, "JSON") if kinds else None
+
+
+def protobuf_said(message: MessageType) -> Said:
+    """What a Protobuf event says by the type of its message."""
+    return Said(dict(_message_kinds(message, "", 0)), f"Protobuf message {message.name!r}")
+
+
+def _message_kinds(message: MessageType, prefix: str, depth: int) -> Iterator[tuple[str, str]]:
+    for name, field in message.fields.items():
+        within = field.message if field.kind is Kind.MESSAGE and not field.repeated else None
+        yield prefix + name, _protobuf_kind(field)
+        if within is not None and within.name not in WRAPPERS and depth < _MESSAGE_DEPTH:
+            yield from _message_kinds(within, f"{prefix}{name}.", depth + 1)
+
+
+def _protobuf_kind(field: Field) -> str:
+    if field.kind is Kind.MESSAGE and field.message is not None and not field.repeated:
+        if field.message.name in WRAPPERS:
+            return _PROTOBUF_KINDS[field.message.fields["value"].kind]
+        return "long" if field.message.name == TIMESTAMP else OTHER
+    kind = _PROTOBUF_KINDS.get(field.kind, OTHER)
+    return _array_kind({kind}) if field.repeated else kind
 
 
 def schema_kinds(schema: Schema) -> Mapping[str, str]:

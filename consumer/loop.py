@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from modelcast.errors import BrokerError, FencedError, ModelNotFoundError
+from modelcast.events.frames import Headers, describe_frame
 from modelcast.group import GroupConsumer, Message
 
 from .assignment import Assignment
@@ -65,7 +66,7 @@ class LoopHooks:
 
     Attributes:
         knows_fields: Whether anything is known about the events' fields.
-        learn: The value of one event of each batch: its fields may be new.
+        learn: The value and the headers of one event of each batch: its fields may be new.
         model_failed: The version fails, and not because of its events. It is left alone until another is live.
         waiting: Why events wait, or None when they no longer do.
         recovering: Why a batch was dropped.
@@ -73,7 +74,7 @@ class LoopHooks:
     """
 
     knows_fields: Callable[[], bool]
-    learn: Callable[[bytes | None], None]
+    learn: Callable[[bytes | None, Headers], None]
     model_failed: Callable[[Servable, str], None]
     waiting: Callable[[str | None], None]
     recovering: Callable[[BaseException], None]
@@ -245,7 +246,7 @@ class ScoringLoop:
         if messages:
             batch = EventBatch.of(messages)
             self._assignment.put_back(batch)
-            self._hooks.learn(batch.values[0])
+            self._hooks.learn(batch.values[0], batch.headers_of(0))
 
     def _consume(self, count: int, timeout_s: float) -> list[Message]:
         """Polls; a failure that may pass costs a new start in the group, unless it does not pass."""
@@ -295,7 +296,7 @@ class ScoringLoop:
     def _process(self, messages: Sequence[Message]) -> None:
         batch = EventBatch.of(messages)
         self._assignment.consumed(batch)
-        self._hooks.learn(batch.values[-1])
+        self._hooks.learn(batch.values[-1], batch.headers_of(-1))
         epoch = self._assignment.epoch
         metadata = self._consumer.group_metadata()
         scored = self._score(batch, epoch)
@@ -348,10 +349,10 @@ class ScoringLoop:
             now = self._clock()
             patience_until_s = patience_until_s or now + UNKNOWN_SCHEMA_PATIENCE_S
             if now >= patience_until_s:
-                self._scoring.give_up(result.fingerprints)
+                self._scoring.give_up(result.frames)
                 continue
-            shown = ", ".join(fingerprint.hex() for fingerprint in result.fingerprints[:3])
-            self._wait_with_batch(f"events name schemas that are not described (yet): {shown}")
+            shown = ", ".join(describe_frame(frame) for frame in result.frames[:3])
+            self._wait_with_batch(f"events name schemas that are not known (yet): {shown}")
         return None
 
     def _wait_with_batch(self, reason: str) -> None:

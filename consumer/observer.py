@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 
 from modelcast.errors import ModelcastError
+from modelcast.events.frames import Headers
 from modelcast.names import ModelRef, ModelVersion
 from modelcast.records import Refusal
 
@@ -120,9 +121,9 @@ class Observer:
             self._swaps += 1
             self._report(Swapped(news.old, news.new, device, news.load_ms, news.release_to_live_ms))
 
-    def _learn(self, value: bytes | None) -> None:
+    def _learn(self, value: bytes | None, headers: Headers) -> None:
         try:
-            if self._fields.meet(value):
+            if self._fields.meet(value, headers):
                 self._plane.set_event_fields(self._ref, self._fields.known)
         except ModelcastError as error:
             _logger.info("can't look at the latest events: %s", error)

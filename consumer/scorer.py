@@ -23,6 +23,7 @@ from modelcast import folders, runtime
 from modelcast.config import Connection
 from modelcast.errors import BrokerError, ModelcastError, UsageError
 from modelcast.events.schemas import SchemaTopic
+from modelcast.events.writers import WriterSchemas
 from modelcast.files.store_url import Stores
 from modelcast.group import GroupLog
 from modelcast.names import ModelRef
@@ -243,7 +244,8 @@ class Scorer:
         self, log: GroupLog, instance: str, partitions: int, end: EndOfTopic | None, stack: ExitStack
     ) -> ScorerStats:
         started_s = time.monotonic()
-        schemas = stack.enter_context(closing(SchemaTopic(log, self._connection.topics)))
+        described = stack.enter_context(closing(SchemaTopic(log, self._connection.topics)))
+        schemas = WriterSchemas(described)
         plane = self._control_plane(log, instance, stack)
         committer = self._committer(log, instance)
         observer = self._observer = Observer(
@@ -262,7 +264,11 @@ class Scorer:
             lambda: log.group_consumer(self._group, instance=instance, session_timeout_ms=SESSION_TIMEOUT_MS),
             committer,
             Scoring(
-                self._to.events, self._to.predictions[0], schemas, schemas.register, DeadLetterBuilder(self._to.events)
+                self._to.events,
+                self._to.predictions[0],
+                schemas,
+                described.register,
+                DeadLetterBuilder(self._to.events),
             ),
             plane.slot(self._ref),
             observer.hooks(),

@@ -7,7 +7,7 @@
   events but the model (`ModelFaultError`). A version that never scored anything reproduced its golden examples a moment
   ago, so its first events are suspected, until too many have failed in a row.
 - An event whose schema is not known (yet) holds its whole batch back, so that the order within its partition is kept:
-  the caller waits, then gives the fingerprint up.
+  the caller waits, then gives its frame up.
 """
 
 from __future__ import annotations
@@ -19,14 +19,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from modelcast.avro import Schema, fingerprint_of
+from modelcast.avro import Schema
 from modelcast.errors import LoadError, OutOfMemoryError
+from modelcast.events.frames import unknown_message
 from modelcast.names import ModelVersion
 from modelcast.runtime import Array
 
 from .batches import EventBatch, Int64s, records_by_partition
 from .dead_letters import DeadLetter, DeadLetterBuilder
 from .decode.batch import BatchDecoder, DecodedBatch, PoisonEvent, SchemaSource
+from .decode.formats import Formats
 from .decode.rules import Fault
 from .predictions import PredictionEncoder
 from .servable import Servable
@@ -35,7 +37,7 @@ from .servable import Servable
 MODEL_FAULT_ROWS = 16
 # Why an event is poison when the model itself can't take it.
 MODEL_FAILED = "ModelFailed"
-# Fingerprints given up are remembered, so that a stream of foreign events waits once; more than this is garbage.
+# Frames given up are remembered, so that a stream of foreign events waits once; more than this is garbage.
 GIVEN_UP_MAX = 1024
 # Versions whose decoders are kept: the live one and the one a rollback would go back to.
 _PLANS_MAX = 2
@@ -49,7 +51,7 @@ class ModelFaultError(Exception):
 class Unresolved:
     """The batch has events whose schemas are not known; nothing was scored."""
 
-    fingerprints: tuple[bytes, ...]
+    frames: tuple[bytes, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +96,7 @@ class Scoring:
         schemas: Where writers' schemas are found.
         register: Describes the predictions' schema before the first record that uses it is produced.
         letters: Makes dead letters.
+        formats: What the events are.
     """
 
     def __init__(
@@ -103,19 +106,21 @@ class Scoring:
         schemas: SchemaSource,
         register: Callable[[Schema], None],
         letters: DeadLetterBuilder,
+        formats: Formats | None = None,
     ) -> None:
         self._topic = topic
         self._target = target
         self._schemas = schemas
         self._register = register
         self._letters = letters
+        self._formats = Formats() if formats is None else formats
         self._plans: dict[tuple[str, ModelVersion], _Plan] = {}
         self._given_up: dict[bytes, None] = {}
 
-    def give_up(self, fingerprints: Sequence[bytes]) -> None:
-        """Events of these schemas are poison from now on, until their schemas are found after all."""
-        for fingerprint in fingerprints:
-            self._given_up[fingerprint] = None
+    def give_up(self, frames: Sequence[bytes]) -> None:
+        """Events of these frames are poison from now on, until their schemas are found after all."""
+        for frame in frames:
+            self._given_up[frame] = None
         while len(self._given_up) > GIVEN_UP_MAX:
             del self._given_up[next(iter(self._given_up))]
 
@@ -127,8 +132,9 @@ class Scoring:
             BrokerError: The predictions' schema could not be described.
         """
         plan = self._plan(servable)
-        decoded = plan.decoder.decode(batch.values)
-        unresolved = tuple(print_ for print_ in decoded.unknown if print_ not in self._given_up)
+        headers = batch.headers() if self._formats.needs_headers else None
+        decoded = plan.decoder.decode(batch.values, headers)
+        unresolved = tuple(frame for frame in decoded.unknown if frame not in self._given_up)
         if unresolved:
             return Unresolved(unresolved)
         poison = [*decoded.poison, *self._unknown_events(decoded, batch)]
@@ -181,7 +187,8 @@ class Scoring:
         plan = self._plans.get(key)
         if plan is None:
             plan = _Plan(
-                BatchDecoder(servable.binding.specs, self._schemas), PredictionEncoder(servable.manifest, self._topic)
+                BatchDecoder(servable.binding.specs, self._schemas, self._formats),
+                PredictionEncoder(servable.manifest, self._topic),
             )
             self._register(plan.encoder.schema)
             self._plans[key] = plan
@@ -189,8 +196,7 @@ class Scoring:
                 del self._plans[next(iter(self._plans))]
         return plan
 
-    @staticmethod
-    def _unknown_events(decoded: DecodedBatch, batch: EventBatch) -> list[PoisonEvent]:
+    def _unknown_events(self, decoded: DecodedBatch, batch: EventBatch) -> list[PoisonEvent]:
         if not decoded.unknown:
             return []
         left: npt.NDArray[np.bool_] = np.ones(len(batch), np.bool_)
@@ -198,8 +204,8 @@ class Scoring:
         left[[event.index for event in decoded.poison]] = False
         found = []
         for row in np.flatnonzero(left).tolist():
-            fingerprint = fingerprint_of(batch.values[row] or b"") or b""
-            message = f"no schema with fingerprint {fingerprint.hex()} is described on the schemas topic"
+            framed = self._formats.frame_of(batch.values[row], batch.headers_of(row))
+            message = "" if framed is None else unknown_message(framed.frame)
             found.append(PoisonEvent(row, Fault.UNKNOWN_SCHEMA.value, message))
         return found
 

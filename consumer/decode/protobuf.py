@@ -4,7 +4,8 @@
 - A field that is not in the message has its default value, unless it may be absent (`Field.nullable`): then it is null,
   and so is every field of an absent message.
 - int32 … sfixed64 are integers, an enum is its name, a wrapper (google.protobuf.DoubleValue, …) is its value or null,
-  repeated numbers are an array. Maps and other messages feed no input.
+  a google.protobuf.Timestamp is a time as of any format (`logical`), repeated numbers are an array. Maps and other
+  messages feed no input.
 """
 
 from __future__ import annotations
@@ -30,6 +31,12 @@ WRAPPERS = frozenset(
     f"google.protobuf.{name}Value"
     for name in ("Double", "Float", "Int64", "UInt64", "Int32", "UInt32", "Bool", "String", "Bytes")
 )
+TIMESTAMP = "google.protobuf.Timestamp"
+# Times are counted in microseconds, which 64 bits hold for every year that one can have (1 to 9999).
+_MICROS_PER_S = 10**6
+_NANOS_PER_MICRO = 10**3
+_MICROS_PER_MS = 10**3
+_TIMES_S = range(-62_135_596_800, 253_402_300_800)
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,8 +189,29 @@ def _part(values: Sequence[Any], field: Field) -> Column:  # noqa: PLR0911 - one
             return Raw("bytes", buffer, buffer.starts, buffer.ends)
         case Kind.ENUM:
             return _symbols(values, field)
+        case _ if field.message is not None and field.message.name == TIMESTAMP:
+            return _times(values)
         case _:
             return Opaque("a record", len(values))
+
+
+def _times(values: Sequence[Any]) -> Column:
+    foreign = np.fromiter((value.seconds not in _TIMES_S for value in values), np.bool_, len(values))
+    micros = np.fromiter(
+        (
+            0 if beyond else value.seconds * _MICROS_PER_S + value.nanos // _NANOS_PER_MICRO
+            for value, beyond in zip(values, foreign.tolist(), strict=True)
+        ),
+        np.int64,
+        len(values),
+    )
+    if not foreign.any():
+        return Numbers(micros, per=_MICROS_PER_MS)
+    return _either(
+        foreign,
+        lambda rows: Opaque("a time no calendar has", len(rows)),
+        lambda rows: Numbers(micros[rows], per=_MICROS_PER_MS),
+    )
 
 
 def _integers(values: Sequence[int]) -> Column:

@@ -93,13 +93,13 @@ def guid_of(frame: bytes) -> str | None:
 def describe_frame(frame: bytes) -> str:
     """Which schema a frame names, for messages."""
     if frame.startswith(SINGLE_OBJECT_MARKER):
-        return f"with fingerprint {frame[len(SINGLE_OBJECT_MARKER) :].hex()}"
+        return f"fingerprint {frame[len(SINGLE_OBJECT_MARKER) :].hex()}"
     schema_id = schema_id_of(frame)
-    return f"with GUID {guid_of(frame)}" if schema_id is None else f"with id {schema_id}"
+    return f"GUID {guid_of(frame)}" if schema_id is None else f"id {schema_id}"
 
 
 def unknown_message(frame: bytes) -> str:
     """What is said of an event whose schema nobody knows."""
     if frame.startswith(SINGLE_OBJECT_MARKER):
-        return f"no schema {describe_frame(frame)} is described on the schemas topic"
-    return f"the Schema Registry has no schema {describe_frame(frame)}"
+        return f"no schema with {describe_frame(frame)} is described on the schemas topic"
+    return f"the Schema Registry has no schema with {describe_frame(frame)}"

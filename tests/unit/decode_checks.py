@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from modelcast.avro import Schema
 from modelcast.consumer.decode.batch import BatchDecoder, DecodedBatch
+from modelcast.events.writers import AvroWriter
 from modelcast.records import DType
 from modelcast.tensors import LAYOUTS, FieldSpec
 
@@ -33,9 +34,10 @@ class Schemas:
         self.by_fingerprint = {schema.fingerprint: schema for schema in schemas}
         self.lookups = 0
 
-    def find(self, fingerprint: bytes) -> Schema | None:
+    def find(self, frame: bytes) -> AvroWriter | None:
         self.lookups += 1
-        return self.by_fingerprint.get(fingerprint)
+        schema = self.by_fingerprint.get(frame[2:])
+        return None if schema is None else AvroWriter(schema)
 
 
 SHAPES = [(3,), (1, 1), (2, 2), (4,)]
@@ -71,7 +73,7 @@ def check(values: Sequence[bytes | None], specs: Sequence[FieldSpec], schemas: S
     assert batch.rows.tolist() == rows
     poison = [(row, one) for row, one in enumerate(want) if isinstance(one, str)]
     assert [(event.index, event.error) for event in batch.poison] == poison
-    unknown = {values[row][2:10] for row, one in enumerate(want) if one is None}  # type: ignore[index]
+    unknown = {values[row][:10] for row, one in enumerate(want) if one is None}  # type: ignore[index]
     assert len(batch.unknown) == len(unknown)
     assert set(batch.unknown) == unknown
     for place, spec in enumerate(specs):

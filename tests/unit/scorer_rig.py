@@ -21,6 +21,7 @@ from modelcast.consumer.scoring import Scoring
 from modelcast.consumer.slot import Slot
 from modelcast.errors import LoadError
 from modelcast.events.schemas import SchemaTopic
+from modelcast.events.writers import WriterSchemas
 from modelcast.log import BEGINNING, LogRecord, TopicSpec
 from modelcast.names import ModelVersion
 from modelcast.runtime import Array
@@ -164,11 +165,11 @@ class RunningScorer:
             rig.partitions,
             self._join_group,
             self.committer,
-            Scoring(TO.events, SCORES, schemas, schemas.register, DeadLetterBuilder(TO.events)),
+            Scoring(TO.events, SCORES, WriterSchemas(schemas), schemas.register, DeadLetterBuilder(TO.events)),
             self.slot,
             LoopHooks(
                 knows_fields=lambda: bool(self.heard.learned),
-                learn=self.heard.learned.append,
+                learn=lambda value, _: self.heard.learned.append(value),
                 model_failed=lambda _, message: self.heard.failed.append(message),
                 waiting=self.heard.waiting.append,
                 recovering=self.heard.recovering.append,

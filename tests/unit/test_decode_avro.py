@@ -15,6 +15,7 @@ from modelcast.avro import Schema
 from modelcast.consumer.decode.batch import BatchDecoder
 from modelcast.consumer.decode.rules import Fault
 from modelcast.errors import WireError
+from modelcast.events.writers import AvroWriter
 from modelcast.records import DType
 from modelcast.tensors import FieldSpec
 
@@ -242,7 +243,7 @@ def test_large_batches_are_decoded_in_blocks_nobody_sees() -> None:
     values[1] = values[5000] = stranger.frame
     batch = check(values, [FieldSpec("id", DType.STRING), AMOUNT], Schemas(schema))
     assert batch.columns["amount"].tolist() == batch.rows.tolist()
-    assert batch.unknown == (stranger.fingerprint,)
+    assert batch.unknown == (stranger.frame,)
 
 
 def test_deep_recursion_is_poison_not_an_error() -> None:
@@ -269,7 +270,7 @@ def test_a_schema_is_looked_up_once_and_again_while_it_is_not_known() -> None:
     decoder = BatchDecoder([AMOUNT], schemas)
     value = schema.encode_single_object({"id": "a", "amount": 1.5})
     first = decoder.decode([value, value])
-    assert first.unknown == (schema.fingerprint,)
+    assert first.unknown == (schema.frame,)
     assert (first.rows.size, first.poison) == (0, ())
     schemas.by_fingerprint[schema.fingerprint] = schema
     for _ in range(3):
@@ -292,8 +293,8 @@ class _Always:
     def __init__(self, schema: Any) -> None:
         self.schema = schema
 
-    def find(self, fingerprint: bytes) -> Any:
-        return self.schema
+    def find(self, frame: bytes) -> AvroWriter:
+        return AvroWriter(self.schema)
 
 
 def test_columns_own_their_memory_and_are_contiguous() -> None:

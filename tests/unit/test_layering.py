@@ -18,6 +18,7 @@ ONE_PLACE = {
     "huggingface_hub": ("publisher/references/hub.py",),
     "joblib": ("publisher/pickles.py", "modelcast/demo/"),
     "fastavro": ("modelcast/avro.py",),
+    "google": ("modelcast/protobuf.py",),
     "fsspec": ("modelcast/files/store.py",),
     "onnxruntime": ("modelcast/runtime/",),
     "securesystemslib": ("modelcast/trust/keys.py",),

@@ -18,12 +18,13 @@ from modelcast.consumer.batches import (
 )
 from modelcast.consumer.commit import Destination
 from modelcast.consumer.end import EndOfTopic
-from modelcast.consumer.event_fields import event_fields, schema_kinds
+from modelcast.consumer.event_fields import event_fields, json_said, schema_kinds
 from modelcast.consumer.sampling import EventFieldsSource
 from modelcast.consumer.scoring import ModelFaultError, run_halving
 from modelcast.consumer.setup import plan_topics
 from modelcast.errors import LoadError, OutOfMemoryError, TopicConfigError, TopicNotFoundError
 from modelcast.events.schemas import SchemaTopic
+from modelcast.events.writers import WriterSchemas
 from modelcast.log import LogRecord, TopicSpec
 from modelcast.runtime import Array
 from modelcast.testing.group import MemoryGroupLog, MemoryMessage
@@ -129,17 +130,17 @@ class TestEventFields:
 
     def test_json_events_tell_theirs_by_their_values_merged_over_the_samples(self) -> None:
         samples = [b'{"a": 1, "b": "x", "n": null}', b'{"a": 1.5, "c": true}', b"garbage", None, b"[1]"]
-        found = event_fields(samples, lambda _: None, "t")
+        found = event_fields(samples, json_said, "t")
         assert found is not None
         assert found.kinds == {"a": "double", "b": "string", "c": "boolean"}
         assert "'t'" in found.source
 
     @pytest.mark.parametrize("samples", [[], [None, b""], [b"\xc3\x01" + b"12345678" + b"x"]])
     def test_nothing_readable_says_nothing(self, samples: list[bytes | None]) -> None:
-        assert event_fields(samples, lambda _: None, "t") is None
+        assert event_fields(samples, json_said, "t") is None
 
     def test_one_odd_event_takes_no_field_away(self) -> None:
-        found = event_fields([b'{"a": 1, "b": 2}', b'{"other": 1}'], lambda _: None, "t")
+        found = event_fields([b'{"a": 1, "b": 2}', b'{"other": 1}'], json_said, "t")
         assert found is not None
         assert set(found.kinds) == {"a", "b", "other"}
 
@@ -148,7 +149,7 @@ class TestEventFields:
         for spec in (TopicSpec("events", 2), *topics.specs(blob_partitions=1, replication_factor=1)):
             log.create(spec)
         schemas = SchemaTopic(log, topics)
-        source = EventFieldsSource(log, "events", schemas)
+        source = EventFieldsSource(log, "events", WriterSchemas(schemas))
         assert not source.sample()
         assert source.known is None
         writer = log.writer()

@@ -15,7 +15,7 @@ import pytest
 from onnx import TensorProto
 
 from modelcast.consumer.binding import Binding, EventFields
-from modelcast.consumer.event_fields import event_fields
+from modelcast.consumer.event_fields import event_fields, json_said
 from modelcast.consumer.rows import columns_of
 from modelcast.errors import BindingError, ModelcastError, StructureError, UsageError
 from modelcast.publisher import examples
@@ -149,7 +149,7 @@ def test_fields_that_can_hold_rows_bind(dtype: DType) -> None:
 
 def test_json_events_tell_that_they_hold_arrays() -> None:
     samples = [b'{"a":[1,2],"b":[1,2.5],"c":["x",1],"d":[],"e":[null,1],"f":[[1],[2]]}', b'{"a":[1.5,2]}']
-    found = event_fields(samples, lambda _: None, "t")
+    found = event_fields(samples, json_said, "t")
     assert found is not None
     assert found.kinds == {
         "a": "array of double", "b": "array of double", "c": "other", "d": "other", "e": "array of long",
