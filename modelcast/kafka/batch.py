@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, Final, cast
@@ -23,6 +24,7 @@ from modelcast.group import GroupMetadata
 from .connection import close_producer, make_producer, serve
 from .deliveries import Deliveries
 from .faults import Faults, error_of
+from .pacing import Pacing
 from .settings import batch_settings, transactional_batch_settings
 from .transaction import OFFSETS_TIMEOUT_S, State, Transactions
 
@@ -38,6 +40,7 @@ class KafkaBatchProducer:
     def __init__(self, settings: Mapping[str, str], faults: Faults) -> None:
         self._faults = faults
         self._deliveries = Deliveries()
+        self._records = 0  # handed over since the last flush or the beginning of the transaction
         self._producer = make_producer(
             {**self._client_settings(settings), "on_delivery": self._deliveries.told}, faults
         )
@@ -51,6 +54,7 @@ class KafkaBatchProducer:
         Raises:
             BrokerError: A record can never be delivered (too large).
         """
+        self._records += len(records)
         left = records
         while left:
             try:
@@ -129,14 +133,18 @@ class KafkaTransactionalBatchProducer(KafkaBatchProducer):
             close_producer(self._producer, self._faults)
             raise
         self._bounded = BoundedCalls(f"modelcast-offsets-{transactional_id}")
+        self._pacing = Pacing()
+        self._handed_over_s = 0.0
 
     def _client_settings(self, settings: Mapping[str, str]) -> Mapping[str, object]:
         return transactional_batch_settings(settings, transactional_id=self._id, timeout_ms=self._timeout_ms)
 
     def begin(self) -> None:
-        """Opens a transaction; raises FencedError if the id was taken over."""
+        """Opens a transaction, a moment after the last one ended; raises FencedError if the id was taken over."""
+        time.sleep(self._pacing.left_s(time.monotonic()))
         serve(self._producer, self._faults)
         self._transactions.begin()
+        self._records = 0
 
     def send_offsets(
         self, topic: str, offsets: Mapping[int, int], metadata: GroupMetadata, notes: Mapping[int, str] | None = None
@@ -149,12 +157,13 @@ class KafkaTransactionalBatchProducer(KafkaBatchProducer):
             OutcomeUnknownError: No answer, past the end of the transaction: drop this producer.
         """
         kept = notes or {}
-        positions = [TopicPartition(topic, number, offset, kept.get(number)) for number, offset in offsets.items()]
+        positions = [TopicPartition(topic, number, offset, kept.get(number, "")) for number, offset in offsets.items()]
 
         def add(timeout_s: float) -> None:
             call = partial(self._producer.send_offsets_to_transaction, positions, cast("Any", metadata), timeout_s)
             self._bounded.run(call, timeout_s + _OFFSETS_GRACE_S)
 
+        self._handed_over_s = time.monotonic()
         doing = f"can't commit offsets of topic {topic!r}"
         # By then the broker has aborted the transaction: a later answer would be no use.
         limit_s = min(OFFSETS_TIMEOUT_S, self._timeout_ms / 1000)
@@ -173,6 +182,8 @@ class KafkaTransactionalBatchProducer(KafkaBatchProducer):
         """
         try:
             self._transactions.commit()
+            now_s = time.monotonic()
+            self._pacing.ended(now_s, now_s - self._handed_over_s, self._records)
         finally:
             self._forget_failures()
 
