@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING
 
 from modelcast.names import ModelRef, ModelVersion
 from modelcast.records import ModelState, ModelStatus, Refusal, Release
+from modelcast.registry.image import RegistryImage
 
 from .budget import Budget, Holding, Place
 from .freshness import Stale
 from .lifecycle import LOAD_STEPS, State, VersionKey
-from .policy import MEMORY, NO_VERSION, RefusedVersion, View
+from .policy import MEMORY, NO_VERSION, Load, RefusedVersion, View
 from .rate import Calls
 from .slot import Slot
 from .status import Activity
@@ -51,6 +52,16 @@ class Swapped:
     at_ms: int
     load_ms: float
     release_to_live_ms: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Decided:
+    """What was decided, and on what: of a thousand models a turn concerns one, and finds the others as they were."""
+
+    image: RegistryImage
+    mark: int | None
+    fields: int
+    want: Load | None
 
 
 class Line:
@@ -99,6 +110,7 @@ class Line:
         self.activity: Callable[[], Activity] = Calls(self.slot)
         self._is_short_told = False
         self._uses = 0
+        self._decided: _Decided | None = None
         self._load_ms: dict[VersionKey, float] = {}
         self._facts = ModelStatus(ref.model, ref.version, ModelState.WAITING)
 
@@ -126,6 +138,17 @@ class Line:
             now_s=now_s,
             budget=budget,
         )
+
+    def note_decision(self, image: RegistryImage, want: Load | None) -> None:
+        """Notes what this line wants of `image`, while nothing is being loaded: a load, or nothing at all."""
+        self._decided = _Decided(image, self.mark, self.fields_generation, want)
+
+    def decided_on(self, image: RegistryImage) -> _Decided | None:
+        """What was decided, if deciding again comes to the same; a refusal may be due for another try at any time."""
+        decided = self._decided
+        if decided is None or self.refused or decided.image is not image:
+            return None
+        return decided if (decided.mark, decided.fields) == (self.mark, self.fields_generation) else None
 
     def holdings(self, now_s: float) -> list[Holding]:
         """The memory it takes."""
@@ -166,7 +189,7 @@ class Line:
         self.advance_load(key, LOAD_STEPS[-1])
         self.slot.move(key, State.READY)
         self.ready = servable
-        self.loading = None
+        self.loading = self._decided = None
         held = {key, self.slot.live_key, *self.slot.loaded()}
         self._load_ms = {known: ms for known, ms in self._load_ms.items() if known in held} | {key: took_ms}
 
@@ -191,6 +214,7 @@ class Line:
             swaps=self._facts.swaps + (before is not None),
         )
         self._forget_refusals(key, release)
+        self._decided = None
         self.slot.swap(servable)
         if is_ready:
             self.ready = None
@@ -211,7 +235,7 @@ class Line:
     def discard(self) -> None:
         """Lets go of the ready version."""
         if self.ready is not None:
-            ready, self.ready = self.ready, None
+            ready, self.ready, self._decided = self.ready, None, None
             self.slot.discard(ready)
 
     def make_way(self, now_s: float) -> None:
@@ -226,7 +250,7 @@ class Line:
         self._let_go()
 
     def _let_go(self) -> None:
-        self.is_awaited = False
+        self.is_awaited, self._decided = False, None
         self.discard()
         self.slot.clear()
         self._facts = replace(self._facts, live_version=None, since_ms=None, load_ms=None, release_to_live_ms=None)
@@ -249,6 +273,8 @@ class Line:
 
     def forgive(self, reason: str) -> None:
         """What was refused for this reason is worth another try now."""
+        if not self.refused:
+            return
         self.refused = {
             key: replace(refused, retry_at_s=0.0) if refused.reason == reason else refused
             for key, refused in self.refused.items()

@@ -23,7 +23,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from modelcast.errors import UsageError
+from modelcast.errors import (
+    BrokerError,
+    CacheError,
+    ModelcastError,
+    ModelRefusedError,
+    StoreError,
+    UsageError,
+)
 from modelcast.names import ModelRef, ModelVersion
 from modelcast.records import Release, Withdrawn
 from modelcast.registry.image import ModelEntry, RegistryImage, VersionRecord
@@ -31,7 +38,7 @@ from modelcast.registry.image import ModelEntry, RegistryImage, VersionRecord
 from .budget import UNLIMITED, Budget
 from .lifecycle import VersionKey
 
-# Reasons of refusals decided here; all others are `ModelRefusedError.reason`.
+# Reasons of refusals decided here; all others are those of `reason_of`.
 REPLAYED = "replayed"
 UNKNOWN_VERSION = "unknown-version"
 WITHDRAWN = "withdrawn"
@@ -166,6 +173,23 @@ Action = Load | Swap | Unload | Refuse | Nothing
 def retry_delay_s(attempts: int) -> float:
     """How long to wait after so many failed attempts: doubling, bounded."""
     return min(FIRST_RETRY_S * 2.0 ** min(attempts - 1, 16), MAX_RETRY_S)
+
+
+def reason_of(error: BaseException | None) -> str:
+    """A stable word for why a version is not live: the check that refused it, or what kept it from being checked."""
+    match error:
+        case ModelRefusedError():
+            return error.reason
+        case BrokerError():
+            return "broker"
+        case StoreError():
+            return "store"
+        case CacheError() | OSError():
+            return "disk"
+        case ModelcastError():
+            return "setup"
+        case _:
+            return "internal"
 
 
 def decide(image: RegistryImage, view: View, preserve: Preserve = Preserve.AVAILABILITY) -> Action:

@@ -25,15 +25,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from modelcast.errors import (
-    BrokerError,
-    CacheError,
-    ModelcastError,
-    ModelNotFoundError,
-    ModelRefusedError,
-    OutOfMemoryError,
-    StoreError,
-)
+from modelcast.errors import ModelNotFoundError, ModelRefusedError, OutOfMemoryError
 from modelcast.names import ModelRef, ModelVersion
 from modelcast.records import Refusal
 from modelcast.registry.image import ModelEntry, RegistryImage
@@ -55,6 +47,7 @@ from .policy import (
     Unload,
     basis_of,
     decide,
+    reason_of,
     retry_delay_s,
 )
 from .slot import Slot
@@ -286,11 +279,6 @@ class Reconciler:
         """All that may hold something to reap."""
         return [(line.ref, line.slot) for line in (*self.lines.values(), *self._retired)]
 
-    @property
-    def is_loading(self) -> bool:
-        """Whether a load was begun whose end was not told yet, or not taken in."""
-        return self._loading is not None
-
     def _follow(self, patterns: tuple[str, ...], image: RegistryImage, before: RegistryImage) -> None:
         for name in appeared(patterns, image.models, before.models):
             ref = ModelRef(name)
@@ -367,19 +355,27 @@ class Reconciler:
         """Takes the steps of one model that need no load; the load it needs then."""
         image = self._image
         line.is_settled = line.is_stopped
-        if image is None or line.mark is None or line.fault is not None:
+        if image is None or line.mark is None or line.fault is not None or line.is_stopped:
             return None
-        if line.is_stopped or (line.is_evicted and not line.is_asked):
+        if line.is_evicted and not line.is_asked:
             return None
+        decided = line.decided_on(image)
+        if decided is None:
+            return self._decide(line, image, at)
+        return decided.want if self._loading is None else None
+
+    def _decide(self, line: Line, image: RegistryImage, at: Moment) -> Load | None:
         for _ in range(_MAX_STEPS):
             view = line.view(busy=self._loading is not None, now_s=at.s, budget=self._budget)
             match decide(image, view, self._preserve):
                 case Load() as action:
+                    line.note_decision(image, action)
                     return action
                 case Swap(key):
                     self._swap(line, image, key, at)
                 case Unload(successor=successor):
                     if successor is not None:
+                        line.note_decision(image, successor)
                         return successor
                     line.discard()
                 case Refuse(key, reason, message, basis):
@@ -390,6 +386,8 @@ class Reconciler:
                         # One that is due and not tried is of no account any more: withdrawn, or of another repository.
                         retries = any((refused.retry_at_s or 0.0) > at.s for refused in line.refused.values())
                         line.is_settled = not retries and view.live is None and not view.loaded
+                        if view.live is not None:
+                            line.note_decision(image, None)
                     return None
         return None
 
@@ -481,20 +479,3 @@ class Reconciler:
         dues = [refused.retry_at_s or 0.0 for line in self.lines.values() for refused in line.refused.values()]
         dues += [line.used_at_s + AWAITED_S for line in self.lines.values() if line.is_awaited]
         return min((due_s for due_s in dues if due_s > at.s), default=None)
-
-
-def reason_of(error: BaseException | None) -> str:
-    """A stable word for why a version is not live: the check that refused it, or what kept it from being checked."""
-    match error:
-        case ModelRefusedError():
-            return error.reason
-        case BrokerError():
-            return "broker"
-        case StoreError():
-            return "store"
-        case CacheError() | OSError():
-            return "disk"
-        case ModelcastError():
-            return "setup"
-        case _:
-            return "internal"

@@ -217,6 +217,8 @@ class Slot:
 
     def may_reap(self, above_bytes: int) -> bool:
         """Whether `reap` would destroy something larger than this."""
+        if not self._leaving:  # so it is mostly; whoever adds to it says so afterwards
+            return False
         with self._changed:
             return any(not tenant.leases and tenant.size_bytes > above_bytes for tenant in self._leaving)
 
@@ -232,6 +234,8 @@ class Slot:
         Raises:
             ExceptionGroup: Destructors that failed, after all of them were called.
         """
+        if not self._leaving:  # as above
+            return 0
         with self._changed:
             ready: list[_Tenant] = []
             leaving: list[_Tenant] = []

@@ -28,10 +28,14 @@ class Registry:
     repository: RepositoryIdentity = REPOSITORY
     models: dict[str, ModelEntry] = field(default_factory=dict)
     offset: int = 0
+    _read: RegistryImage = field(default_factory=RegistryImage)
 
     @property
     def image(self) -> RegistryImage:
-        return RegistryImage(self.repository, dict(self.models), self.offset)
+        """The same object for as long as nothing changes, as readers have it."""
+        image = RegistryImage(self.repository, dict(self.models), self.offset)
+        self._read = self._read if image == self._read else image
+        return self._read
 
     def publish(self, version: int, model: str = "fraud", size: int = 1) -> None:
         """A version of which one copy in memory takes `size` bytes; released by `release`."""

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modelcast.consumer.reconciler import reason_of
+from modelcast.consumer.policy import reason_of
 from modelcast.errors import BrokerError, CacheError, GoldenError, QuarantinedError
 from modelcast.fleet.fleet import (
     FINAL_REASONS,

@@ -11,12 +11,12 @@ from modelcast.consumer.budget import IDLE_S
 from modelcast.consumer.freshness import Stale, StaleReason
 from modelcast.consumer.lifecycle import State
 from modelcast.consumer.line import AWAITED_S, Line
-from modelcast.consumer.policy import MAX_RETRY_S, Preserve
+from modelcast.consumer.policy import MAX_RETRY_S, Action, Preserve, View, decide
 from modelcast.consumer.reconciler import Moment
 from modelcast.errors import BrokerError, GoldenError, ModelNotFoundError, OutOfMemoryError
 from modelcast.names import ModelRef
 from modelcast.records import ModelState
-from modelcast.registry.image import ModelEntry
+from modelcast.registry.image import ModelEntry, RegistryImage
 
 from .reconciler_rig import CHURN, FRAUD, Bench
 from .registry_records import REPOSITORY
@@ -552,6 +552,48 @@ def test_f11_a_model_whose_mark_is_not_known_yet_waits_for_it() -> None:
     bench.marks[FRAUD] = 2
     bench.settle()
     assert (bench.loads, bench.told()) == ([], ["fraud@1 replayed"])
+
+
+class TestManyModels:
+    def test_a_turn_decides_again_only_where_something_changed(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        decided: list[ModelRef] = []
+
+        def noting(image: RegistryImage, view: View, preserve: Preserve) -> Action:
+            decided.append(view.ref)
+            return decide(image, view, preserve)
+
+        monkeypatch.setattr(reconciler, "decide", noting)
+        refs = [ModelRef(f"model-{number}") for number in range(20)]
+        bench = Bench(*refs)
+        for ref in refs:
+            bench.registry.put(1, ref.model)
+        bench.settle()
+        assert [bench.live(ref) for ref in refs] == [1] * 20
+        # Each is looked at once to find the load it wants; then there are swaps, and what follows from them.
+        assert len(decided) == 3 * 20
+        decided.clear()
+        bench.turn()
+        assert decided == []
+        bench.marks[refs[3]] = 7
+        bench.turn()
+        assert decided == [refs[3]] * 2
+        assert bench.told()[-1] == "model-3@1 replayed"
+
+    def test_what_is_loaded_meanwhile_is_decided_on_anew(self) -> None:
+        bench = Bench(FRAUD, CHURN)
+        bench.registry.put(1)
+        bench.registry.put(1, "churn")
+        bench.turn()
+        assert bench.loads == ["fraud@1"]
+        bench.turn()  # the other one's load is wanted, and begins when the first one ends
+        bench.finish()
+        assert (bench.live(), bench.loads) == (1, ["fraud@1", "churn@1"])
+        bench.finish(BrokerError("no broker answers"))
+        bench.turn()
+        assert (bench.live(CHURN), bench.job) == (None, None)
+        bench.now_s += MAX_RETRY_S
+        bench.settle()
+        assert bench.live(CHURN) == 1
 
 
 def test_f25_1000_swaps_leave_no_more_behind_than_ten() -> None:
