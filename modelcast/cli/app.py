@@ -34,6 +34,7 @@ COMMANDS = {
     "pull": "modelcast.files.cli:pull",
     "send": "modelcast.events.cli:send",
     "score": "modelcast.consumer.cli:score",
+    "dlq": "modelcast.consumer.dlq_cli:app",
     "status": "modelcast.fleet.cli:status",
     "top": "modelcast.fleet.cli:top",
     "tail": "modelcast.events.cli:tail",

@@ -117,6 +117,10 @@ _DATA_CONSUMER: Final[Mapping[str, str | int | float | bool]] = {
     "max.partition.fetch.bytes": 10_485_760,
 }
 
+# What a topic takes is the topic's to say: a scorer cuts dead letters to that (`consumer.dead_letters`), and a client's
+# own limit below it would refuse them for ever.
+_DATA_PRODUCER_INVARIANTS: Final[Mapping[str, str | int | float | bool]] = {"message.max.bytes": 100_000_000}
+
 _READER_INVARIANTS: Final[Mapping[str, str | int | float | bool]] = {
     "enable.auto.commit": False,
     "enable.auto.offset.store": False,
@@ -206,13 +210,16 @@ def transactional_settings(user: Mapping[str, str], *, transactional_id: str, ti
 
 def batch_settings(user: Mapping[str, str]) -> Settings:
     """For an idempotent producer of the data plane."""
-    return _merge(user, {**_PRODUCER, **_DATA_PRODUCER}, _WRITER_INVARIANTS, drop=_CONSUMER_ONLY)
+    return _merge(
+        user, {**_PRODUCER, **_DATA_PRODUCER}, {**_WRITER_INVARIANTS, **_DATA_PRODUCER_INVARIANTS}, drop=_CONSUMER_ONLY
+    )
 
 
 def transactional_batch_settings(user: Mapping[str, str], *, transactional_id: str, timeout_ms: int) -> Settings:
     """For a transactional producer of the data plane."""
     defaults = {**_PRODUCER, **_DATA_PRODUCER, **_TRANSACTIONAL}
-    return _merge(user, defaults, _transactional(transactional_id, timeout_ms), drop=_CONSUMER_ONLY)
+    invariants: Settings = {**_transactional(transactional_id, timeout_ms), **_DATA_PRODUCER_INVARIANTS}
+    return _merge(user, defaults, invariants, drop=_CONSUMER_ONLY)
 
 
 def _transactional(transactional_id: str, timeout_ms: int) -> Settings:
