@@ -42,6 +42,7 @@ LAYOUTS: Final[Mapping[DType, np.dtype[Any]]] = {
 _DTYPES: Final[Mapping[DType, np.dtype[Any]]] = {
     dtype: np.dtype(object) if dtype is DType.STRING else np.dtype(dtype.value) for dtype in DType
 }
+_FLAGS: Final[Mapping[str, bool]] = {"true": True, "false": False}
 
 
 def tensor_of(binding: InputBinding) -> FieldSpec | None:
@@ -69,17 +70,24 @@ class FieldSpec:
         dtype: The element type.
         shape: The sizes `d1, …, dk` of a row where the field holds a whole row of an input `[N, d1, …, dk]`; None for
             a field of one value.
+        null: What the field counts as where it is null or not there, as text ("nan", "0", "true"); None where that
+            makes an event poison.
 
     Raises:
         ValueError: A tensor whose sizes are not all known and positive, of a type that has no bytes, or larger than
-            an event can be.
+            an event can be; what counts as null is no value of the type, or stands for a whole row.
     """
 
     name: str
     dtype: DType
     shape: tuple[int | None, ...] | None = None
+    null: str | None = None
 
     def __post_init__(self) -> None:
+        if self.null is not None:
+            if self.shape is not None:
+                raise ValueError("nothing counts as a whole row")
+            null_value(self.null, self.dtype)
         if self.shape is None:
             return
         if not self.shape or any(size is None or size < 1 for size in self.shape):
@@ -105,11 +113,41 @@ class FieldSpec:
         return self.row_values * numpy_dtype(self.dtype).itemsize
 
     @property
+    def null_value(self) -> float | bool | str:
+        """What null counts as; only where `null` is set."""
+        return null_value(self.null or "", self.dtype)
+
+    @property
     def wanted(self) -> str:
         """For messages: `float32`, or `uint8[8, 8] (64 bytes, or 64 numbers)`."""
         if self.shape is None:
             return str(self.dtype)
         return f"{self.dtype}{list(self.shape)} ({self.row_bytes} bytes, or {self.row_values} numbers)"
+
+
+def null_value(text: str, dtype: DType) -> float | bool | str:
+    """What counts as null, from its text.
+
+    Raises:
+        ValueError: It is no value of the type.
+    """
+    match dtype:
+        case DType.STRING:
+            return text
+        case DType.BOOL:
+            if text not in _FLAGS:
+                raise ValueError(f"{text!r} is neither true nor false")
+            return _FLAGS[text]
+        case DType.FLOAT32 | DType.FLOAT64:
+            real = float(text)
+            if math.isfinite(real) and abs(real) > float(np.finfo(dtype.value).max):
+                raise ValueError(f"{text} is too large for {dtype}")
+            return real
+        case _:
+            whole, limits = int(text), np.iinfo(dtype.value)
+            if not limits.min <= whole <= limits.max:
+                raise ValueError(f"{text} does not fit {dtype}")
+            return whole
 
 
 def stack(rows: Sequence[Any], spec: FieldSpec) -> Array:

@@ -8,7 +8,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -51,17 +51,28 @@ class Arrays:
         quick: Reads rows as writers usually give them; None if the items are no numbers.
         walk: Walks any row.
         count: How many items a row needs.
+        change: What `item` makes of the numbers it reads, for those that are read together.
     """
 
     item: Reader
     quick: _Quick | None
     walk: ArrayWalk
     count: int
+    change: Callable[[Numbers], Numbers] | None = None
 
     @classmethod
-    def of(cls, items: Any, item: Reader, names: Mapping[str, Any], count: int) -> Arrays:
-        """For items of the parsed schema `items`, which `item` reads."""
-        return cls(item, _quick(items, count), array_walker(items, names), count)
+    def of(
+        cls,
+        items: Any,
+        item: Reader,
+        names: Mapping[str, Any],
+        count: int,
+        change: Callable[[Numbers], Numbers] | None = None,
+        *,
+        quick: bool = True,
+    ) -> Arrays:
+        """For items of the parsed schema `items`, which `item` reads; not `quick`: `item` refuses some."""
+        return cls(item, _quick(items, count) if quick else None, array_walker(items, names), count, change)
 
     def read(self, cursor: Cursor) -> Column:
         lengths = np.zeros(len(cursor), np.int64)
@@ -69,11 +80,12 @@ class Arrays:
         rest = np.arange(len(cursor))
         if self.quick is not None:
             whole, numbers = self._together(self.quick, cursor)
+            column = Numbers(numbers) if self.change is None else self.change(Numbers(numbers))
             if whole.all():
-                return Items(np.full(len(cursor), self.count), rest, Numbers(numbers))
+                return Items(np.full(len(cursor), self.count), rest, column)
             rows, rest = rest[whole], rest[~whole]
             lengths[rows] = self.count
-            parts.append((rows, Numbers(numbers)))
+            parts.append((rows, column))
         parts.append(self._one_by_one(cursor, rest, lengths))
         rows = np.flatnonzero(lengths == self.count)
         # Each part's items at their places among those of all rows of the right length.

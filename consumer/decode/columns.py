@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 from .cursor import Array, Buffer, Mask, Rows
 
@@ -14,11 +15,13 @@ class Numbers:
     Attributes:
         whole: The floats stand for integers that 64 bits can't hold.
         finite: The format has no infinities: one here was a number too large.
+        per: So many of an integer here are one for a model: a time in a finer unit than models see (`logical`).
     """
 
     values: Array
     whole: bool = False
     finite: bool = False
+    per: int = 1
 
     @property
     def kind(self) -> str:
@@ -151,4 +154,32 @@ class Choice:
         return self.size
 
 
-Column = Numbers | Flags | Text | Strings | Symbols | Raw | Items | Opaque | Choice
+@dataclass(frozen=True, slots=True)
+class Constant:
+    """One value for every row; `value` is a column of it alone."""
+
+    value: Column
+    size: int
+
+    @property
+    def kind(self) -> str:
+        return self.value.kind
+
+    def __len__(self) -> int:
+        return self.size
+
+
+Column = Numbers | Flags | Text | Strings | Symbols | Raw | Items | Opaque | Choice | Constant
+
+
+def changed(column: Column, change: Callable[[Numbers], Numbers]) -> Column:
+    """A column with its numbers changed, wherever in it they are."""
+    match column:
+        case Numbers():
+            return change(column)
+        case Choice(parts, size):
+            return Choice(tuple((rows, changed(part, change)) for rows, part in parts), size)
+        case Items():
+            return replace(column, values=changed(column.values, change))
+        case _:
+            return column

@@ -3,6 +3,9 @@
 - A value is there, and not empty; every byte of it belongs to the one datum it holds.
 - Every field the model needs is there, is not null, and is of a kind that converts without loss of meaning:
   float ← any number · int ← an integer in range · string ← string or enum · bool ← boolean.
+- Times, decimals and dates are numbers, as `logical` says; `a.b` is the field `b` of the record `a` (`wanted`).
+- Where the model says what counts as null (`FieldSpec.null`), a field that is null or not there counts as that; so it
+  does where a record on the way to it is null or not there. An item of an array never does.
 - A number too large for a 32-bit float is out of range; NaN and the infinities pass where the format has them
   (Avro), and are not JSON.
 - A field for an input `[N, d1, …, dk]` holds the whole row, V = d1·…·dk values, last dimension fastest, in one of two
@@ -12,7 +15,7 @@
   numbers: an array of exactly V numbers, not nested, each valid as a field of one value would be. The length is looked
   at first, then the items in order: the first that is not valid says what is wrong.
 - Fields the model does not need are stepped over: their structure must hold, their meaning is not looked at.
-- No JSON object of an event names a key twice.
+- No key stands twice at the top of a JSON event, nor in an object on the way to a field.
 - A broken structure outweighs what is wrong with a field; of several fields the first the model names is reported.
 
 An event's fate follows from its own bytes: never from those beside it in a batch.
@@ -32,8 +35,11 @@ import numpy as np
 from modelcast.records import DType
 from modelcast.tensors import LAYOUTS, FieldSpec, from_base64, from_bytes, numpy_dtype
 
-from .columns import Choice, Column, Flags, Items, Numbers, Raw, Strings, Symbols, Text
+from .columns import Choice, Column, Constant, Flags, Items, Numbers, Raw, Strings, Symbols, Text
 from .cursor import Array, Mask, Rows
+
+# Columns that hold no value, by their kind.
+_ABSENT = frozenset({"null", "missing"})
 
 
 class Fault(StrEnum):
@@ -89,6 +95,10 @@ def convert(column: Column, spec: FieldSpec) -> Converted:
     """
     if isinstance(column, Choice):
         return _to_one(column, spec)
+    if isinstance(column, Constant):
+        return _repeated(column, spec)
+    if spec.null is not None and column.kind in _ABSENT:
+        return np.full(len(column), spec.null_value, numpy_dtype(spec.dtype)), ()
     made = _CONVERSIONS[spec.dtype](column, spec) if spec.shape is None else _to_tensor(column, spec)
     return made or _refuse(column, spec)
 
@@ -101,8 +111,7 @@ def blank(spec: FieldSpec, count: int) -> Array:
 def _to_float(column: Column, spec: FieldSpec) -> Converted | None:
     if not isinstance(column, Numbers):
         return None
-    # Integers by way of float64, as readers of JSON take them: rounding twice can differ from rounding once.
-    values = column.values if column.values.dtype.kind == "f" else column.values.astype(np.float64)
+    values = column.values if column.values.dtype.kind == "f" else _as_reals(column)
     if values.dtype == numpy_dtype(spec.dtype) and not column.finite:
         # Contiguous even where the type is right already: a column may be a view into wider rows.
         return np.ascontiguousarray(values), ()
@@ -114,10 +123,21 @@ def _to_float(column: Column, spec: FieldSpec) -> Converted | None:
     return converted, spoiled(beyond, Fault.OUT_OF_RANGE, f"field {spec.name!r} is too large for {spec.dtype}")
 
 
+def _as_reals(column: Numbers) -> Array:
+    """Integers by way of float64, as readers of JSON take them: rounding twice can differ from rounding once."""
+    if column.per == 1:
+        return column.values.astype(np.float64)
+    whole, rest = np.divmod(column.values, column.per)
+    reals: Array = whole.astype(np.float64) + rest / column.per
+    return reals
+
+
 def _to_integer(column: Column, spec: FieldSpec) -> Converted | None:
     if not isinstance(column, Numbers) or not (column.whole or column.values.dtype.kind == "i"):
         return None
     values, limits = column.values, np.iinfo(spec.dtype.value)
+    if column.per != 1:
+        values = values // column.per
     beyond = np.ones(len(values), np.bool_) if column.whole else (values < limits.min) | (values > limits.max)
     converted = np.zeros(len(values), limits.dtype) if column.whole else values.astype(limits.dtype, copy=False)
     return converted, spoiled(beyond, Fault.OUT_OF_RANGE, f"field {spec.name!r} does not fit {spec.dtype}")
@@ -261,6 +281,12 @@ def _to_one(choice: Choice, spec: FieldSpec) -> Converted:
         merged[rows] = values
         found += [Spoiled(rows[entry.rows], entry.fault, entry.message) for entry in bad]
     return merged, tuple(found)
+
+
+def _repeated(constant: Constant, spec: FieldSpec) -> Converted:
+    values, bad = convert(constant.value, spec)
+    every = np.arange(len(constant))
+    return np.repeat(values, len(constant), axis=0), tuple(Spoiled(every, one.fault, one.message) for one in bad)
 
 
 def _refuse(column: Column, spec: FieldSpec) -> Converted:
