@@ -106,12 +106,19 @@ class EventBatch:
 
 
 def records_by_partition(
-    keys: Sequence[bytes | None], values: Sequence[bytes | None], partitions: Int64s
+    keys: Sequence[bytes | None],
+    values: Sequence[bytes | None],
+    partitions: Int64s,
+    headers: Sequence[Sequence[tuple[str, bytes | None]]] | None = None,
 ) -> Mapping[int, list[dict[str, Any]]]:
-    """Records as the producer takes them, in order within each partition."""
+    """Records as the producer takes them, in order within each partition; with `headers` where any are given."""
     if not len(partitions):
         return {}
+    records: list[dict[str, Any]]
     records = [{"key": key, "value": value} for key, value in zip(keys, values, strict=True)]
+    if headers is not None:
+        for record, own in zip(records, headers, strict=True):
+            record["headers"] = own
     # Events come in runs of one partition: runs are copied, not events.
     starts = [0, *(np.flatnonzero(np.diff(partitions)) + 1).tolist()]
     if len(starts) == 1:

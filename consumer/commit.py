@@ -90,6 +90,7 @@ class ScoredBatch:
             carried over.
         offsets: Next offset to be consumed, by partition.
         metadata: The group's, taken when the batch was consumed.
+        counts: Of each model of several, how many events it scored and how many it could not.
     """
 
     epoch: int
@@ -98,23 +99,27 @@ class ScoredBatch:
     dead_letters: Sequence[DeadLetter]
     offsets: Mapping[int, int]
     metadata: GroupMetadata
+    counts: Sequence[tuple[int, int]] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Totals:
-    """What was made visible so far."""
+    """What was made visible so far; `counts` as of `ScoredBatch`."""
 
     events: int = 0
     predictions: int = 0
     dead_letters: int = 0
     commits: int = 0
+    counts: tuple[tuple[int, int], ...] = ()
 
     def plus(self, batches: Sequence[ScoredBatch]) -> Totals:
+        each = [counts for counts in (self.counts, *(batch.counts for batch in batches)) if counts]
         return Totals(
             self.events + sum(batch.events for batch in batches),
             self.predictions + sum(len(records) for batch in batches for records in batch.predictions.values()),
             self.dead_letters + sum(len(batch.dead_letters) for batch in batches),
             self.commits + 1,
+            tuple((sum(done for done, _ in own), sum(lost for _, lost in own)) for own in zip(*each, strict=True)),
         )
 
 
@@ -338,7 +343,11 @@ class Committer(ABC):
 
     def _produce(self, producer: BatchProducer, batch: ScoredBatch) -> None:
         for (topic, partition), records in batch.predictions.items():
-            producer.produce_batch(topic, partition, records)
+            if "headers" in records[0]:  # all have them, or none
+                for record in records:
+                    producer.produce(topic, partition=partition, **record)
+            else:
+                producer.produce_batch(topic, partition, records)
         for letter in batch.dead_letters:
             producer.produce(
                 self._to.dead_letters,

@@ -24,6 +24,7 @@ MESSAGE = "__streams.errors.message"
 TOPIC = "__streams.errors.topic"
 PARTITION = "__streams.errors.partition"
 OFFSET = "__streams.errors.offset"
+# Of several models that can't score an event, with commas between them.
 MODEL = "modelcast.model"
 VERSION = "modelcast.version"
 # The event's time, epoch milliseconds.
@@ -95,11 +96,13 @@ class DeadLetterBuilder:
         self._topic = topic
         self._max_bytes = max_bytes
 
-    def build(self, batch: EventBatch, poison: Sequence[PoisonEvent], model: ModelVersion | None) -> list[DeadLetter]:
-        """The dead letters of a batch, in the order of `poison`; `model` is the version that was to score it."""
-        return [self._letter(batch, event, model) for event in poison]
+    def build(
+        self, batch: EventBatch, poison: Sequence[PoisonEvent], models: Sequence[ModelVersion]
+    ) -> list[DeadLetter]:
+        """The dead letters of a batch, in the order of `poison`; `models` are the versions that can't score them."""
+        return [self._letter(batch, event, models) for event in poison]
 
-    def _letter(self, batch: EventBatch, event: PoisonEvent, model: ModelVersion | None) -> DeadLetter:
+    def _letter(self, batch: EventBatch, event: PoisonEvent, models: Sequence[ModelVersion]) -> DeadLetter:
         row = event.index
         partition, timestamp_ms = int(batch.partitions[row]), int(batch.timestamps[row])
         theirs = batch.headers_of(row)
@@ -111,8 +114,11 @@ class DeadLetterBuilder:
             (PARTITION, b"%d" % partition),
             (OFFSET, b"%d" % int(batch.offsets[row])),
         )
-        if model is not None:
-            headers += ((MODEL, model.name.encode()), (VERSION, b"%d" % model.version))
+        if models:
+            headers += (
+                (MODEL, ",".join(model.name for model in models).encode()),
+                (VERSION, ",".join(str(model.version) for model in models).encode()),
+            )
         if timestamp_ms >= 0:
             headers += ((TIMESTAMP, b"%d" % timestamp_ms),)
         if replays:

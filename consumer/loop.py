@@ -31,12 +31,10 @@ from .batches import BatchSizer, EventBatch
 from .collector import QuietCollector
 from .commit import Committer, ScoredBatch, Stage
 from .end import EndOfTopic
+from .lineup import Leased, Lineup
 from .scoring import ModelFaultError, Scored, Scoring, Unresolved
 from .servable import Servable
-from .slot import Slot
 
-# The one reason to wait that the loop's owner knows more about.
-NO_VERSION = "no version is live"
 # How long one poll waits for a first event: `stop` and a new release are noticed this late when nothing arrives.
 IDLE_WAIT_S = 0.1
 # A batch that takes longer than this runs on the helper thread; a poll a second then keeps the membership.
@@ -67,7 +65,7 @@ class LoopHooks:
     Attributes:
         knows_fields: Whether anything is known about the events' fields.
         learn: The value and the headers of one event of each batch: its fields may be new.
-        model_failed: The version fails, and not because of its events. It is left alone until another is live.
+        model_failed: The model of that place fails with this version, and not because of its events.
         waiting: Why events wait, or None when they no longer do.
         recovering: Why a batch was dropped.
         tick: Called between batches, and while waiting.
@@ -75,7 +73,7 @@ class LoopHooks:
 
     knows_fields: Callable[[], bool]
     learn: Callable[[bytes | None, Headers], None]
-    model_failed: Callable[[Servable, str], None]
+    model_failed: Callable[[int, Servable, str], None]
     waiting: Callable[[str | None], None]
     recovering: Callable[[BaseException], None]
     tick: Callable[[], None]
@@ -98,7 +96,7 @@ class ScoringLoop:
         open_consumer: Callable[[], GroupConsumer],
         committer: Committer,
         scoring: Scoring,
-        slot: Slot,
+        lineup: Lineup,
         hooks: LoopHooks,
         *,
         end: EndOfTopic | None = None,
@@ -111,7 +109,7 @@ class ScoringLoop:
         self._consumer = open_consumer()
         self._committer = committer
         self._scoring = scoring
-        self._slot = slot
+        self._lineup = lineup
         self._hooks = hooks
         self._end = end
         self._sizer = sizer or BatchSizer()
@@ -124,7 +122,6 @@ class ScoringLoop:
         self._failure_noted = False
         self._ended = False
         self._poll_failures = 0
-        self._blamed_generation: int | None = None
         self._acknowledged_at_s = 0.0
         self._end_checked_at_s = 0.0
 
@@ -167,7 +164,7 @@ class ScoringLoop:
         reason = self._reason_to_wait()
         if reason is not None:
             self._hooks.waiting(reason)
-            if self._slot.live is None and not self._hooks.knows_fields():
+            if not self._lineup.is_live and not self._hooks.knows_fields():
                 self._peek()
             else:
                 self._poll_paused(IDLE_WAIT_S)
@@ -195,12 +192,7 @@ class ScoringLoop:
                 pass
         if self._rewind_at_s is not None and not self._rewind():
             return f"going back to the committed offsets after: {self._committer.error}"
-        live = self._slot.live
-        if live is None:
-            return NO_VERSION
-        if self._slot.generation == self._blamed_generation:
-            return f"{live.id} fails on every event, and nothing can take its place"
-        return None
+        return self._lineup.reason_to_wait()
 
     def _note_failure(self) -> None:
         self._failure_noted = True
@@ -308,6 +300,7 @@ class ScoringLoop:
                 dead_letters=scored.dead_letters,
                 offsets=batch.next_offsets(),
                 metadata=metadata,
+                counts=scored.counts,
             )
             if self._hand_on(ready):
                 return
@@ -325,17 +318,16 @@ class ScoringLoop:
         return False
 
     def _score(self, batch: EventBatch, epoch: int) -> Scored | None:
-        """Scores with whatever version is live; None if the batch must be dropped."""
+        """Scores with whatever versions are live; None if the batch must be dropped."""
         patience_until_s: float | None = None
         while self._assignment.epoch == epoch and not self._stop.is_set():
-            generation = self._slot.generation
             try:
-                with self._slot.lease() as servable:
+                with self._lineup.lease() as leased:
                     try:
-                        result = self._score_with(servable, batch)
+                        result = self._score_with(leased, batch)
                     except ModelFaultError as error:
-                        self._blamed_generation = generation
-                        self._hooks.model_failed(servable, str(error))
+                        self._lineup.blame(error.model, leased)
+                        self._hooks.model_failed(error.model, leased.servables[error.model], str(error))
                         return None
             except ModelNotFoundError:
                 return None
@@ -360,13 +352,13 @@ class ScoringLoop:
         self._hooks.tick()
         self._poll_paused(IDLE_WAIT_S)
 
-    def _score_with(self, servable: Servable, batch: EventBatch) -> Scored | Unresolved:
+    def _score_with(self, leased: Leased, batch: EventBatch) -> Scored | Unresolved:
         started_s = self._clock()
-        expected_s = self._sizer.expected_s(len(batch), servable.id)
-        score = partial(self._scoring.score, servable, batch)
+        expected_s = self._sizer.expected_s(len(batch), leased.ids)
+        score = partial(self._scoring.score, leased.servables, batch, self._lineup.excused())
         result = score() if expected_s is not None and expected_s < RUN_INLINE_S else self._run_aside(score)
         if isinstance(result, Scored):
-            self._sizer.record(len(batch), batch.mean_bytes(), self._clock() - started_s, servable.id)
+            self._sizer.record(len(batch), batch.mean_bytes(), self._clock() - started_s, leased.ids)
         return result
 
     def _run_aside(self, score: Callable[[], Scored | Unresolved]) -> Scored | Unresolved:

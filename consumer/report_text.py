@@ -27,18 +27,23 @@ def as_json(report: Report) -> Mapping[str, Any]:  # noqa: PLR0911 - one a kind 
     """A report as one JSON line."""
     match report:
         case Started():
-            return {"event": "started", **asdict(report)}
+            line = {"event": "started", **asdict(report)}
+            return line if report.topics else {name: line[name] for name in line if name not in ("topics", "route")}
         case Warned():
             return {"event": "warning", "message": report.message}
         case Waiting():
             return {"event": "waiting", "reason": report.reason}
         case WentLive():
-            return {"event": "live", "version": report.version.version, **_load(report)}
+            version = report.version
+            return {"event": "live", "model": version.name, "version": version.version, **_load(report)}
         case Swapped():
-            return {"event": "swapped", "from": report.old.version, "version": report.new.version, **_load(report)}
+            old, new = report.old, report.new
+            versions = {"from": old.version, "version": new.version}
+            return {"event": "swapped", "model": new.name, **versions, **_load(report)}
         case Refused():
             return {
                 "event": "refused",
+                "model": report.version.name,
                 "version": report.version.version,
                 "reason": report.reason,
                 "message": report.message,
@@ -60,9 +65,10 @@ def as_text(report: Report) -> str:  # noqa: PLR0911 - one a kind of report
     """A report for people, as rich markup."""
     match report:
         case Started():
+            models = [f"[bold]{escape(model)}[/bold] → {escape(topic)}" for model, topic in _topics(report).items()]
+            chosen = "" if report.route is None else f" by {escape(report.route)}"
             return (
-                f"Scoring [bold]{escape(report.events)}[/bold] with [bold]{escape(report.model)}[/bold] → "
-                f"{escape(report.predictions)}, {report.guarantee} "
+                f"Scoring [bold]{escape(report.events)}[/bold]{chosen} with {', '.join(models)}, {report.guarantee} "
                 f"[dim](group {escape(report.group)}, instance {escape(report.instance)}, "
                 f"dead letters {escape(report.dead_letters)})[/dim]"
             )
@@ -83,7 +89,7 @@ def as_text(report: Report) -> str:  # noqa: PLR0911 - one a kind of report
             stats = report.stats
             waiting = "" if stats.lag is None else f"lag {stats.lag:,}  "
             return (
-                f"[dim]{stats.live or 'no version live'}  {stats.events:,} events  {stats.events_per_s:,.0f}/s  "
+                f"[dim]{_live(stats)}  {stats.events:,} events  {stats.events_per_s:,.0f}/s  "
                 f"{waiting}{stats.dead_letters:,} dead letters  {stats.swaps} swaps[/dim]"
             )
         case Stopped():
@@ -98,6 +104,16 @@ def _load(report: WentLive | Swapped) -> Mapping[str, Any]:
     return {"device": report.device, "load_ms": report.load_ms, "release_to_live_ms": report.release_to_live_ms}
 
 
+def _topics(report: Started) -> Mapping[str, str]:
+    return report.topics or {report.model: report.predictions}
+
+
+def _live(stats: ScorerStats) -> str:
+    if not stats.models:
+        return str(stats.live or "no version live")
+    return " ".join(str(model.live or f"{model.model} not live") for model in stats.models)
+
+
 def _times(report: WentLive | Swapped) -> str:
     after = report.release_to_live_ms
     released = "" if after is None else f", {after / 1000:.2f} s after its release"
@@ -105,7 +121,7 @@ def _times(report: WentLive | Swapped) -> str:
 
 
 def _figures(stats: ScorerStats) -> Mapping[str, Any]:
-    return {
+    figures: dict[str, Any] = {
         "events": stats.events,
         "predictions": stats.predictions,
         "dead_letters": stats.dead_letters,
@@ -115,3 +131,13 @@ def _figures(stats: ScorerStats) -> Mapping[str, Any]:
         "live": None if stats.live is None else stats.live.version,
         "lag": stats.lag,
     }
+    if stats.models:
+        figures["models"] = {
+            entry.model: {
+                "live": None if entry.live is None else entry.live.version,
+                "predictions": entry.predictions,
+                "dead_letters": entry.dead_letters,
+            }
+            for entry in stats.models
+        }
+    return figures

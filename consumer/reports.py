@@ -3,9 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from modelcast.names import ModelVersion
+
+
+@dataclass(frozen=True, slots=True)
+class ModelStats:
+    """Where one of several models of a scorer stands.
+
+    Attributes:
+        model: As it was named: `NAME` or `NAME@VERSION`.
+        live: The version that scores now; None if none does.
+        dead_letters: Events it could not score; one that several could not is one dead letter.
+    """
+
+    model: str
+    live: ModelVersion | None = None
+    predictions: int = 0
+    dead_letters: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,8 +30,9 @@ class ScorerStats:
 
     Attributes:
         events_per_s: Over the last seconds.
-        live: The version that scores now; None while events wait.
+        live: The version that scores now; None while events wait, and of a scorer with several models.
         lag: Events that wait in this scorer's partitions; None while it has none, or Kafka does not say.
+        models: Each of several; empty for one.
     """
 
     events: int = 0
@@ -27,11 +44,19 @@ class ScorerStats:
     events_per_s: float = 0.0
     live: ModelVersion | None = None
     lag: int | None = None
+    models: tuple[ModelStats, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """The scorer is about to consume."""
+    """The scorer is about to consume.
+
+    Attributes:
+        model: As it was named; several with commas between them.
+        predictions: The topic, or the topics with commas between them.
+        topics: Topic of predictions by model, where there are several models.
+        route: The event field that says which of them scores an event.
+    """
 
     model: str
     events: str
@@ -41,6 +66,8 @@ class Started:
     instance: str
     guarantee: str
     partitions: int
+    topics: Mapping[str, str] = field(default_factory=dict)
+    route: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,7 @@
 """`Scorer`: a topic of events to a topic of predictions, with whatever version of a model is live.
 
     Scorer("fraud", events="transactions", predictions="fraud-scores").run()
+    Scorer(["fraud", "churn"], events="transactions", predictions="{model}-scores").run()
 
 - Exactly-once by default: predictions, dead letters and the offsets they came from become visible in one transaction.
 - A version is swapped between two batches; events wait in Kafka while none is live.
@@ -14,31 +15,36 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 
 from modelcast import folders, runtime
+from modelcast.avro import Schema
 from modelcast.config import Connection
 from modelcast.errors import BrokerError, ModelcastError, UsageError
 from modelcast.events.schemas import SchemaTopic
-from modelcast.events.writers import WriterSchemas
+from modelcast.events.writers import SchemaSource, WriterSchemas
 from modelcast.files.store_url import Stores
 from modelcast.group import GroupLog
-from modelcast.names import ModelRef
 from modelcast.registry.reader import RegistryReader
 from modelcast.registry.repository import CATCH_UP_TIMEOUT_S, check_topics
+from modelcast.schema_registry import SchemaRegistry
 from modelcast.trust.policy import WhenStale
 from modelcast.trust.watch import watch_policy
 
+from .carrying import Carrier
 from .commit import Committer, Destination, FlushingCommitter, TransactionalCommitter
 from .control import ControlPlane
-from .dead_letters import DeadLetterBuilder
+from .dead_letters import MAX_RECORD_BYTES, DeadLetterBuilder
+from .decode.formats import EventFormat, Formats
 from .end import EndOfTopic
 from .freshness import Freshness
 from .instance import Instance, claim_instance
 from .lag import LagMeter
+from .lineup import Lineup, WhenFailing
 from .loader import Loader, Weights
 from .loop import CLOSE_DRAIN_S, ScoringLoop
 from .observer import Observer
@@ -47,6 +53,7 @@ from .reports import Report, ScorerStats, Started, Stopped, Waiting, Warned
 from .sampling import EventFieldsSource
 from .scoring import Scoring
 from .setup import plan_topics
+from .targets import Predictions, Targets
 
 # The broker's least by default. A killed scorer's partitions go to the others after it, unless it is back before.
 SESSION_TIMEOUT_MS = 6_000
@@ -71,11 +78,13 @@ class Scorer:
     """Scores a stream. `run` blocks; everything else is thread-safe.
 
     Args:
-        model: `NAME` follows the released version, `NAME@VERSION` stays with one.
+        model: `NAME` follows the released version, `NAME@VERSION` stays with one. Several models score the same events.
         events: The topic read; it must exist.
-        predictions: The topic written; made if it is not there.
-        dead_letters: Where events go that can't be scored; by default `<predictions>.dead-letters`.
-        group: The consumer group; by default `<prefix>.<model>.<predictions>`.
+        predictions: The topic written; made if it is not there. Of several models one for all, one with `{model}` in
+            its name, or a mapping of model to topic.
+        dead_letters: Where events go that can't be scored; by default `<predictions>.dead-letters`, of several models
+            with a topic each `<events>.dead-letters`.
+        group: The consumer group; by default `<prefix>.<model>.<predictions>`, with `+` between several.
         instance: This scorer's id within its group, kept over restarts; by default the host and the first free number.
         guarantee: `exactly-once` or `at-least-once`.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
@@ -88,6 +97,16 @@ class Scorer:
             `resources` (the old one is unloaded first, and events wait meanwhile).
         weights: Those of large models on the CPU: `repacked` for the processor, or `shared`: one copy in memory for all
             processes of this host, which load sooner and may score middle-sized batches slower.
+        route: The event field whose value says which of several models scores an event; all do by default.
+        routes: Value of that field → model, `*` for every other event; by default the values are the models' names.
+        carry_headers: Names of headers that an event's predictions get too, e.g. `traceparent`.
+        when_failing: What becomes of the events of a model that fails on all of them, with no other version to take its
+            place: `wait` (the default for one model) or `dead-letter` (for several: the others score on).
+        event_format: What the events are: `auto`, `json`, `avro`, `single-object` or `confluent` (docs/EVENTS.md).
+        event_schema: The Avro schema, or its file, of events without a frame; of framed ones the schema they are read
+            with.
+        schema_registry: URL of the Schema Registry that framed events name their schemas by; by default
+            `MODELCAST_SCHEMA_REGISTRY` or the property `schema.registry.url`.
         bootstrap_servers: `host:port[,…]`; by default `MODELCAST_BOOTSTRAP_SERVERS`, the properties file, or the
             running dev broker.
         prefix: The repository's topic prefix.
@@ -103,8 +122,8 @@ class Scorer:
         report: Told what happens (`consumer.reports`), on the thread of `run`.
 
     Raises:
-        UsageError: The model's name, the guarantee, the device, `max_stale_s`, `when_stale`, `preserve` or `weights`
-            can't be.
+        UsageError: Models, topics and routes don't fit each other; or the guarantee, the device, `max_stale_s`,
+            `when_stale`, `when_failing`, `preserve`, `weights` or `event_format` can't be.
         MissingExtraError: No ONNX Runtime is installed, or none that has the device.
         ConfigError: A setting or the trust policy is wrong.
         BrokerError: No broker is named anywhere.
@@ -112,9 +131,9 @@ class Scorer:
 
     def __init__(
         self,
-        model: str,
+        model: str | Sequence[str],
         events: str,
-        predictions: str,
+        predictions: Predictions,
         *,
         dead_letters: str | None = None,
         group: str | None = None,
@@ -126,6 +145,13 @@ class Scorer:
         when_stale: str = WhenStale.KEEP,
         preserve: str = Preserve.AVAILABILITY,
         weights: str = Weights.REPACKED,
+        route: str | None = None,
+        routes: Mapping[str, str] | None = None,
+        carry_headers: Iterable[str] = (),
+        when_failing: str | None = None,
+        event_format: str = EventFormat.AUTO,
+        event_schema: Schema | Path | str | None = None,
+        schema_registry: str | None = None,
         bootstrap_servers: str | None = None,
         prefix: str | None = None,
         properties: Mapping[str, str] | None = None,
@@ -137,12 +163,17 @@ class Scorer:
         trust_policy: Path | str | None = None,
         report: Callable[[Report], None] = lambda _: None,
     ) -> None:
-        self._ref = ModelRef.parse(model)
+        self._targets = Targets.of(model, predictions, route=route, routes=routes)
+        self._refs = self._targets.refs
+        self._carrier = Carrier(carry_headers)
+        self._when_failing = WhenFailing.of(when_failing, len(self._refs))
         self._stores = Stores.resolve(stores)
-        self._to = Destination(events, (predictions,), dead_letters or f"{predictions}.dead-letters")
-        if len({self._to.events, *self._to.outputs}) < 3:
+        topics = self._targets.topics
+        self._to = Destination(events, topics, dead_letters or self._targets.dead_letters(events))
+        if len({self._to.events, *self._to.outputs}) < 2 + len(topics):
             raise UsageError(
-                "events, predictions and dead letters need three topics", hint=f"Got {events!r} and {predictions!r}."
+                "events, predictions and dead letters need topics of their own",
+                hint=f"Got {events!r}, {', '.join(map(repr, topics))} and {self._to.dead_letters!r}.",
             )
         if guarantee not in list(Guarantee):
             raise UsageError(f"there is no guarantee {guarantee!r}", hint="Use exactly-once or at-least-once.")
@@ -157,16 +188,19 @@ class Scorer:
             bootstrap_servers, properties_file=properties_file, properties=properties, prefix=prefix
         )
         self._connection.topics.refuse_own(self._to.events, *self._to.outputs)
-        self._group = group or f"{self._connection.prefix}.{self._ref.model}.{predictions}"
+        self._group = group or self._targets.group(self._connection.prefix)
         self._named_instance = instance
         self._until_end = until_end
         self._cache_dir = None if cache_dir is None else Path(cache_dir)
         self._state_dir = Path(state_dir) if state_dir else folders.state_folder()
         self._trust = watch_policy(trust_policy, self._state_dir)
+        self._registry = {**self._connection.schema_registry, **({"url": schema_registry} if schema_registry else {})}
+        self._formats = Formats.of(event_format, event_schema, registry="url" in self._registry)
         self._report = report
         self._stop = threading.Event()
         self._loop: ScoringLoop | None = None
         self._observer: Observer | None = None
+        self._letter_bytes = MAX_RECORD_BYTES
 
     @property
     def stats(self) -> ScorerStats:
@@ -198,64 +232,71 @@ class Scorer:
             log = stack.enter_context(self._connection.open_log())
             check_topics(log, self._connection.topics)
             plan = plan_topics(log, self._to)
-            self._check_model(log)
+            self._check_models(log)
             if self._stop.is_set():
                 return self.stats
             plan.make(log)
+            self._letter_bytes = plan.letter_bytes
             end = None
             if self._until_end:
                 end = EndOfTopic(log.begin_offsets(self._to.events), log.end_offsets(self._to.events, committed=False))
             instance = stack.enter_context(self._claim_instance())
             self._report(
                 Started(
-                    model=str(self._ref),
+                    model=",".join(map(str, self._refs)),
                     events=self._to.events,
-                    predictions=self._to.predictions[0],
+                    predictions=",".join(self._to.predictions),
                     dead_letters=self._to.dead_letters,
                     group=self._group,
                     instance=instance.name,
                     guarantee=self._guarantee,
                     partitions=plan.partitions,
+                    topics={str(target.ref): target.topic for target in self._targets.each if len(self._refs) > 1},
+                    route=None if self._targets.routing is None else self._targets.routing.field,
                 )
             )
             for warning in plan.warnings:
                 self._report(Warned(warning))
             return self._run_with(log, instance.name, plan.partitions, end, stack)
 
-    def _check_model(self, log: GroupLog) -> None:
+    def _check_models(self, log: GroupLog) -> None:
         """Nothing is made for a model or version that was never there; a first publication is waited for a while."""
-        topics, wanted = self._connection.topics, {self._ref.model}.__contains__
-        with closing(RegistryReader(log, topics, admission=self._trust.admission, wanted=wanted)) as reader:
+        topics, models = self._connection.topics, {ref.model for ref in self._refs}
+        with closing(
+            RegistryReader(log, topics, admission=self._trust.admission, wanted=models.__contains__)
+        ) as reader:
             image = reader.catch_up(CATCH_UP_TIMEOUT_S)
-            if self._ref.model not in image.models and not self._until_end:
-                self._report(
-                    Waiting(f"nobody published {self._ref.model!r} yet: {UNKNOWN_MODEL_PATIENCE_S:g} s for it")
-                )
+            missing = sorted(models.difference(image.models))
+            if missing and not self._until_end:
+                named = ", ".join(map(repr, missing))
+                self._report(Waiting(f"nobody published {named} yet: {UNKNOWN_MODEL_PATIENCE_S:g} s for it"))
                 deadline = time.monotonic() + UNKNOWN_MODEL_PATIENCE_S
-                while self._ref.model not in image.models and time.monotonic() < deadline and not self._stop.is_set():
+                while not models.issubset(image.models) and time.monotonic() < deadline and not self._stop.is_set():
                     image = reader.poll(STOP_NOTICED_S) or image
                 if self._stop.is_set():
                     return
-        entry = image.model(self._ref.model)
-        if self._ref.version is not None or (self._until_end and entry.champion is None):
-            image.resolve(self._ref)
+        for ref in self._refs:
+            entry = image.model(ref.model)
+            if ref.version is not None or (self._until_end and entry.champion is None):
+                image.resolve(ref)
 
     def _run_with(
         self, log: GroupLog, instance: str, partitions: int, end: EndOfTopic | None, stack: ExitStack
     ) -> ScorerStats:
         started_s = time.monotonic()
         described = stack.enter_context(closing(SchemaTopic(log, self._connection.topics)))
-        schemas = WriterSchemas(described)
+        schemas = WriterSchemas(described, self._open_registry(stack))
         plane = self._control_plane(log, instance, stack)
         committer = self._committer(log, instance)
         observer = self._observer = Observer(
-            self._ref, plane, committer, EventFieldsSource(log, self._to.events, schemas), self._report
+            self._refs, plane, committer, EventFieldsSource(log, self._to.events, schemas, self._formats), self._report
         )
-        plane.set_activity(self._ref, observer.activity)
+        for place, ref in enumerate(self._refs):
+            plane.set_activity(ref, partial(observer.activity, place))
         observer.sample()
         plane.start()
         if self._until_end:
-            self._await_first_version(plane)
+            self._await_first_versions(plane)
         committer.start()  # ends what a predecessor left open, before its offsets are read
         stack.callback(committer.close, CLOSE_DRAIN_S)
         loop = self._loop = ScoringLoop(
@@ -263,14 +304,8 @@ class Scorer:
             partitions,
             lambda: log.group_consumer(self._group, instance=instance, session_timeout_ms=SESSION_TIMEOUT_MS),
             committer,
-            Scoring(
-                self._to.events,
-                self._to.predictions[0],
-                schemas,
-                described.register,
-                DeadLetterBuilder(self._to.events),
-            ),
-            plane.slot(self._ref),
+            self._scoring(schemas, described),
+            Lineup([plane.slot(ref) for ref in self._refs], when_failing=self._when_failing),
             observer.hooks(),
             end=end,
         )
@@ -286,24 +321,45 @@ class Scorer:
         self._report(Stopped(self.stats, time.monotonic() - started_s, self._left()))
         return self.stats
 
+    def _scoring(self, schemas: SchemaSource, described: SchemaTopic) -> Scoring:
+        return Scoring(
+            self._to.events,
+            [target.topic for target in self._targets.each],
+            schemas,
+            described.register,
+            DeadLetterBuilder(self._to.events, max_bytes=self._letter_bytes),
+            routing=self._targets.routing,
+            carrier=self._carrier,
+            formats=self._formats,
+        )
+
+    def _open_registry(self, stack: ExitStack) -> SchemaRegistry | None:
+        """The Schema Registry, asked once: a wrong URL or password is told before the first event is waited for."""
+        if not self._formats.needs_headers:
+            return None
+        registry = stack.enter_context(SchemaRegistry(self._registry))
+        registry.check()
+        return registry
+
     def _left(self) -> Mapping[int, int] | None:
         try:
             return {} if self._loop is None else self._loop.left()
         except BrokerError:  # stopped because, or while, Kafka is away: everything else is in order
             return None
 
-    def _await_first_version(self, plane: ControlPlane) -> None:
-        """Waits for a version to end with; raises why there will be none."""
+    def _await_first_versions(self, plane: ControlPlane) -> None:
+        """Waits for a version of each model to end with; raises why there will be none."""
         deadline = time.monotonic() + FIRST_VERSION_TIMEOUT_S
-        while not self._stop.is_set():
+        waiting = list(self._refs)
+        while waiting and not self._stop.is_set():
             step_ends = time.monotonic() + STOP_NOTICED_S
             try:
-                plane.wait_live(self._ref, STOP_NOTICED_S, patient=False)
+                plane.wait_live(waiting[0], STOP_NOTICED_S, patient=False)
             except ModelcastError:
                 if time.monotonic() < step_ends or time.monotonic() >= deadline:
                     raise  # before its time is up: waiting alone won't help
             else:
-                return
+                waiting.pop(0)
 
     def _claim_instance(self) -> Instance:
         scope = f"{self._connection.bootstrap_servers}\0{self._connection.prefix}\0{self._group}"
@@ -324,7 +380,7 @@ class Scorer:
             log,
             self._connection.topics,
             loader,
-            refs=[self._ref],
+            refs=self._refs,
             state_dir=self._state_dir,
             role="scorer",
             instance=f"{self._group}/{instance}",

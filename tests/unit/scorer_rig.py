@@ -16,6 +16,7 @@ from modelcast.consumer.binding import Binding
 from modelcast.consumer.commit import Committer, Destination, FlushingCommitter, TransactionalCommitter
 from modelcast.consumer.dead_letters import DeadLetterBuilder
 from modelcast.consumer.end import EndOfTopic
+from modelcast.consumer.lineup import Lineup
 from modelcast.consumer.loop import LoopHooks, ScoringLoop
 from modelcast.consumer.scoring import Scoring
 from modelcast.consumer.slot import Slot
@@ -165,12 +166,12 @@ class RunningScorer:
             rig.partitions,
             self._join_group,
             self.committer,
-            Scoring(TO.events, SCORES, WriterSchemas(schemas), schemas.register, DeadLetterBuilder(TO.events)),
-            self.slot,
+            Scoring(TO.events, [SCORES], WriterSchemas(schemas), schemas.register, DeadLetterBuilder(TO.events)),
+            Lineup([self.slot]),
             LoopHooks(
                 knows_fields=lambda: bool(self.heard.learned),
                 learn=lambda value, _: self.heard.learned.append(value),
-                model_failed=lambda _, message: self.heard.failed.append(message),
+                model_failed=lambda _place, _servable, message: self.heard.failed.append(message),
                 waiting=self.heard.waiting.append,
                 recovering=self.heard.recovering.append,
                 tick=lambda: self.on_tick(),  # noqa: PLW0108 - tests put another in its place

@@ -32,7 +32,7 @@ def batch_of(key: bytes | None, value: bytes | None) -> EventBatch:
 def letter_of(key: bytes | None, value: bytes | None, message: str = "field 'amount' is null") -> DeadLetter:
     builder = DeadLetterBuilder("transactions", max_bytes=LIMIT_BYTES)
     poison = PoisonEvent(1, Fault.NULL_FIELD.value, message)
-    (letter,) = builder.build(batch_of(key, value), [poison], MODEL)
+    (letter,) = builder.build(batch_of(key, value), [poison], [MODEL])
     return letter
 
 
@@ -40,7 +40,7 @@ def letter_with(*headers: tuple[str, bytes | None], model: ModelVersion | None =
     record = LogRecord("transactions", 5, 9, -1, b"key", b"value", headers)
     builder = DeadLetterBuilder("transactions", max_bytes=LIMIT_BYTES)
     poison = PoisonEvent(0, Fault.NULL_FIELD.value, "field 'amount' is null")
-    (letter,) = builder.build(EventBatch.of([MemoryMessage(record)]), [poison], model)
+    (letter,) = builder.build(EventBatch.of([MemoryMessage(record)]), [poison], [] if model is None else [model])
     return letter
 
 
@@ -118,6 +118,14 @@ def test_headers_that_take_the_values_room_are_left_out_and_told() -> None:
     assert event_headers(letter.headers) == ()
     assert dict(letter.headers)["modelcast.headers.bytes"] == b"%d" % (LIMIT_BYTES + 9)
     assert letter.value == b"value"
+
+
+def test_several_models_that_can_not_score_an_event_are_named_in_one_letter() -> None:
+    builder = DeadLetterBuilder("transactions", max_bytes=LIMIT_BYTES)
+    poison = PoisonEvent(1, Fault.INVALID_JSON.value, "no object")
+    (letter,) = builder.build(batch_of(b"k", b"v"), [poison], [MODEL, ModelVersion("churn", 12)])
+    headers = dict(letter.headers)
+    assert (headers["modelcast.model"], headers["modelcast.version"]) == (b"fraud,churn", b"3,12")
 
 
 def test_an_event_without_a_time_or_a_model_has_no_header_for_it() -> None:

@@ -1,0 +1,81 @@
+"""What several models make of one batch, put together: fields to decode, dead letters, a topic's predictions. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from modelcast.names import ModelVersion
+from modelcast.tensors import FieldSpec
+
+from .batches import Int64s
+from .decode.rules import PoisonEvent
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What one model made of a batch: a prediction for each of `rows`, and what is wrong with the others."""
+
+    rows: Int64s
+    values: list[bytes]
+    poison: list[PoisonEvent]
+
+
+def together(
+    first: Sequence[FieldSpec], each: Sequence[Sequence[FieldSpec]]
+) -> tuple[list[tuple[FieldSpec, ...]], tuple[int, ...]]:
+    """Fields that can be decoded together, for as few decoders as may be.
+
+    Args:
+        first: What the first decoder reads in any case.
+        each: Of each model.
+
+    Returns:
+        The fields of each decoder, none of them as two different things; and for each model which one reads its own.
+    """
+    groups = [{spec.name: spec for spec in first}]
+    places = []
+    for specs in each:
+        fits = (all(group.get(spec.name, spec) == spec for spec in specs) for group in groups)
+        place = next((index for index, fit in enumerate(fits) if fit), len(groups))
+        if place == len(groups):
+            groups.append({})
+        groups[place].update({spec.name: spec for spec in specs})
+        places.append(place)
+    return [tuple(group.values()) for group in groups], tuple(places)
+
+
+def told_once(
+    lost: Sequence[PoisonEvent],
+    everybody: tuple[ModelVersion, ...],
+    each: Sequence[tuple[Sequence[PoisonEvent], ModelVersion]],
+) -> list[tuple[PoisonEvent, tuple[ModelVersion, ...]]]:
+    """Events in their order, each once, with the models it is poison for.
+
+    Args:
+        lost: What is wrong whatever the model.
+        everybody: The models that concerns.
+        each: What is wrong for one model.
+    """
+    told = [(event, everybody) for event in lost]
+    by_index: dict[int, list[tuple[PoisonEvent, ModelVersion]]] = {}
+    for poison, model in each:
+        for event in poison:
+            by_index.setdefault(event.index, []).append((event, model))
+    for faults in by_index.values():
+        first = faults[0][0]
+        if any(event != first for event, _ in faults):
+            messages = "; ".join(f"{model.name}: {event.message}" for event, model in faults)
+            first = PoisonEvent(first.index, first.error, messages)
+        told.append((first, tuple(model for _, model in faults)))
+    return sorted(told, key=lambda entry: entry[0].index)
+
+
+def in_order(parts: Sequence[Part]) -> tuple[Int64s, list[bytes]]:
+    """Predictions of several models for one topic, in the order of their events."""
+    rows = np.concatenate([part.rows for part in parts])
+    values = [value for part in parts for value in part.values]
+    order = np.argsort(rows, kind="stable")
+    return rows[order], [values[place] for place in order.tolist()]
