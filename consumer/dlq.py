@@ -74,6 +74,7 @@ class StoredLetter:
 
     Attributes:
         timestamp_ms: When it was written, epoch milliseconds.
+        models: The versions that could not score it, `NAME@VERSION`.
         source: Where its event came from; None where the headers don't say.
         headers: The event's own.
         replays: How often the event was sent back before.
@@ -86,8 +87,7 @@ class StoredLetter:
     error: str
     message: str
     source: Source | None
-    model: str | None
-    version: int | None
+    models: tuple[str, ...]
     key: bytes | None
     value: bytes | None
     headers: Headers
@@ -105,8 +105,7 @@ class StoredLetter:
             error=_text(told.get(ERROR, b"")),
             message=_text(told.get(MESSAGE, b"")),
             source=_source(told),
-            model=_text(told[MODEL]) if MODEL in told else None,
-            version=_number(told.get(VERSION)),
+            models=_models(_text(told.get(MODEL, b"")), _text(told.get(VERSION, b""))),
             key=record.key,
             value=record.value,
             headers=event_headers(record.headers),
@@ -439,6 +438,12 @@ def _source(told: Mapping[str, bytes]) -> Source | None:
     if TOPIC not in told or partition is None or offset is None:
         return None
     return Source(_text(told[TOPIC]), partition, offset, _number(told.get(TIMESTAMP)))
+
+
+def _models(names: str, versions: str) -> tuple[str, ...]:
+    if not names:
+        return ()
+    return tuple(f"{name}@{number}" for name, number in zip(names.split(","), versions.split(","), strict=False))
 
 
 def _number(told: bytes | None) -> int | None:

@@ -114,8 +114,7 @@ class _Kind:
             self.first = letter
         if letter.timestamp_ms >= self.last.timestamp_ms:
             self.last = letter
-        if letter.model is not None:
-            self.models.add(letter.model)
+        self.models.update(letter.models)
 
     def describe(self) -> dict[str, Any]:
         ends = {
@@ -166,8 +165,7 @@ def _as_dict(letter: StoredLetter, decoder: ValueDecoder, *, values: bool) -> di
             "offset": source.offset,
             "timestamp": source.timestamp_ms,
         },
-        "model": letter.model,
-        "version": letter.version,
+        "models": list(letter.models),
         "key": None if letter.key is None else preview(letter.key, _PREVIEW_CHARS),
         "format": format_of(letter.value),
         "bytes": None if letter.value is None else len(letter.value),

@@ -4,12 +4,15 @@
 - What comes from partition p goes to partition p: output topics need as many partitions.
 - Output topics made here keep records for ever. Kafka deletes by the time of an event: a topic that keeps a week drops
   predictions of last month's events at once, so an existing one that would is named.
-- A compacted output topic is refused: it keeps one prediction a key, and takes none without a key.
+- A compacted output topic is refused: it keeps one prediction a key, and takes none without a key. So is one that would
+  not take a full batch of the producer: it would be refused again and again.
+- A topic of dead letters made here takes whole events, however large the events topic lets them be.
 - Everything is checked before anything is made.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from modelcast.errors import TopicConfigError, TopicNotFoundError
@@ -17,20 +20,34 @@ from modelcast.log import Log, TopicSpec
 from modelcast.topics import KEEP_FOR_EVER
 
 from .commit import Destination
+from .dead_letters import PRODUCER_MAX_BYTES, record_limit_bytes
+
+# What a letter is larger than its event, headers with a message of 1 KB included; more of the event's own are few.
+LETTER_EXTRA_BYTES = 64 << 10
+# librdkafka's default `batch.size`: what it sends in one piece, and a topic has to take.
+BATCH_BYTES = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
 class TopicPlan:
-    """What a scorer's topics come to: the partition count of the events, outputs to be made, warnings for the user."""
+    """What a scorer's topics come to.
+
+    Attributes:
+        partitions: Of the events topic.
+        missing: Outputs to be made, with their settings.
+        warnings: For the user.
+        letter_bytes: How large a dead letter may be.
+    """
 
     partitions: int
-    missing: tuple[str, ...]
+    missing: Mapping[str, Mapping[str, str]]
     warnings: tuple[str, ...]
+    letter_bytes: int
 
     def make(self, log: Log) -> None:
         """Makes the outputs that are missing. Raises BrokerError."""
-        for name in self.missing:
-            log.create(TopicSpec(name, self.partitions, configs=KEEP_FOR_EVER))
+        for name, configs in self.missing.items():
+            log.create(TopicSpec(name, self.partitions, configs=configs))
 
 
 def plan_topics(log: Log, destination: Destination) -> TopicPlan:
@@ -38,18 +55,23 @@ def plan_topics(log: Log, destination: Destination) -> TopicPlan:
 
     Raises:
         TopicNotFoundError: There is no events topic.
-        TopicConfigError: An output topic has fewer partitions than the events topic, or is compacted.
+        TopicConfigError: An output topic has fewer partitions than the events topic, is compacted, or takes too little
+            at once.
         BrokerError: Kafka did not answer.
     """
     partitions = _partitions(log, destination.events)
+    takes_bytes = record_limit_bytes(log.describe(destination.events).configs)
     existing = log.topics()
     outputs = destination.outputs
     warnings = [_check_output(log, name, destination.events, partitions) for name in outputs if name in existing]
-    return TopicPlan(
-        partitions,
-        tuple(name for name in outputs if name not in existing),
-        tuple(warning for warning in warnings if warning is not None),
-    )
+    missing = {name: KEEP_FOR_EVER for name in outputs if name not in existing}
+    if destination.dead_letters in missing:
+        limit = str(min(takes_bytes + LETTER_EXTRA_BYTES, PRODUCER_MAX_BYTES))
+        missing[destination.dead_letters] = letters = {**KEEP_FOR_EVER, "max.message.bytes": limit}
+    else:
+        letters = dict(log.describe(destination.dead_letters).configs)
+    told = tuple(warning for warning in warnings if warning is not None)
+    return TopicPlan(partitions, missing, told, record_limit_bytes(letters))
 
 
 def _check_output(log: Log, name: str, events: str, partitions: int) -> str | None:
@@ -66,6 +88,12 @@ def _check_output(log: Log, name: str, events: str, partitions: int) -> str | No
         raise TopicConfigError(
             f"topic {name!r} has cleanup.policy={policy}, which would lose predictions",
             hint=f"Name another topic, or mend it with: {_alter(name, 'cleanup.policy=delete,retention.ms=-1')}",
+        )
+    if record_limit_bytes(description.configs) < BATCH_BYTES:
+        limit = description.configs["max.message.bytes"]
+        raise TopicConfigError(
+            f"topic {name!r} takes no more than {limit} bytes at once (max.message.bytes), less than a full batch",
+            hint=f"Let it take what Kafka does by default: {_alter(name, 'max.message.bytes=1048588')}",
         )
     retention = description.configs.get("retention.ms", "-1")
     if retention == "-1":

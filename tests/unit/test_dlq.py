@@ -76,7 +76,7 @@ class TestReading:
             partition=1, headers=(("traceparent", b"00"), ("modelcast.model", b"fraud"), ("modelcast.version", b"3"))
         )
         (letter,) = letters(rig.log, LETTERS, Stretch())
-        assert (letter.word, letter.message, letter.model, letter.version) == ("NullField", "why", "fraud", 3)
+        assert (letter.word, letter.message, letter.models) == ("NullField", "why", ("fraud@3",))
         assert letter.source is not None
         assert (letter.source.topic, letter.source.partition, letter.source.offset) == (EVENTS, 1, 7)
         assert letter.headers == (("traceparent", b"00"),)

@@ -178,7 +178,7 @@ class TestTopics:
         log = MemoryGroupLog()
         log.create(TopicSpec(TO.events, 3))
         plan = plan_topics(log, TO)
-        assert (plan.partitions, plan.missing, plan.warnings) == (3, TO.outputs, ())
+        assert (plan.partitions, tuple(plan.missing), plan.warnings) == (3, TO.outputs, ())
         assert set(log.topics()) == {TO.events}, "a plan makes nothing"
         plan.make(log)
         for name in TO.outputs:
@@ -198,6 +198,21 @@ class TestTopics:
         with pytest.raises(TopicConfigError, match=r"'scores' has fewer.*\(2\).*--topic scores --partitions 3"):
             plan_topics(log, TO)
         assert TO.dead_letters not in log.topics()
+
+    def test_f43_dead_letters_made_here_take_what_the_events_topic_takes(self) -> None:
+        log = MemoryGroupLog()
+        log.create(TopicSpec(TO.events, 1, configs={"max.message.bytes": "10000000"}))
+        plan = plan_topics(log, TO)
+        plan.make(log)
+        assert int(log.describe(TO.dead_letters).configs["max.message.bytes"]) == plan.letter_bytes > 10_000_000
+        assert plan_topics(log, TO).letter_bytes == plan.letter_bytes
+
+    def test_f43_an_output_that_takes_less_than_a_full_batch_is_refused_with_the_command_that_mends_it(self) -> None:
+        log = MemoryGroupLog()
+        log.create(TopicSpec(TO.events, 1))
+        log.create(TopicSpec(TO.dead_letters, 1, configs={"max.message.bytes": "500000"}))
+        with pytest.raises(TopicConfigError, match=r"takes no more than 500000 bytes.*max.message.bytes=1048588"):
+            plan_topics(log, TO)
 
     @pytest.mark.parametrize("policy", ["compact", "compact,delete"])
     def test_a_compacted_output_is_refused_and_nothing_is_made(self, policy: str) -> None:
