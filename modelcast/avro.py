@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -122,6 +122,71 @@ class Schema:
             fastavro.schemaless_writer(buffer, self.parsed, datum)
         except Exception as error:  # as above: the class depends on the datum
             raise WireError(f"does not fit the Avro schema: {type(error).__name__}: {error}") from error
+
+
+def inlined(text: str, parts: Sequence[str]) -> Schema:
+    """A schema whose named types are defined elsewhere, as one text that holds them all.
+
+    Args:
+        text: The schema.
+        parts: Schemas of the types it refers to, and of those they refer to, each behind what it needs itself.
+
+    Raises:
+        SourceError: One is not an Avro schema, or a type is defined nowhere.
+    """
+    try:
+        named: dict[str, Any] = {}
+        for part in parts:
+            _define(json.loads(part), "", named)
+        return Schema.parse(json.dumps(_put_in(json.loads(text), "", named)))
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise SourceError(
+            f"not an Avro schema: {error}", hint="Give a .avsc file as the Avro specification describes it."
+        ) from error
+
+
+def _define(schema: Any, space: str, named: dict[str, Any]) -> None:
+    """Adds a part's own type under its full name; of an array or union of types, each."""
+    if isinstance(schema, list):
+        for branch in schema:
+            _define(branch, space, named)
+    elif isinstance(schema, dict) and "name" in schema:
+        named[_full_name(schema["name"], schema.get("namespace", space))] = schema
+
+
+def _put_in(schema: Any, space: str, named: dict[str, Any]) -> Any:
+    """A schema with the definition of each type in `named` where it is first referred to; it is taken out of there."""
+    match schema:
+        case str() if schema not in _TYPES:
+            full = _full_name(schema, space)
+            found = named.pop(full, None)
+            if found is None:
+                return schema
+            # Written out with its full name, as it stands in somebody else's namespace now.
+            home = full.rpartition(".")[0]
+            return _put_in({**found, "name": full.rpartition(".")[2], "namespace": home}, home, named)
+        case list():
+            return [_put_in(branch, space, named) for branch in schema]
+        case dict():
+            if "name" in schema:
+                space = _full_name(schema["name"], schema.get("namespace", space)).rpartition(".")[0]
+            put = {key: _put_in(schema[key], space, named) for key in ("type", "items", "values") if key in schema}
+            if "fields" in schema:
+                put["fields"] = [{**field, "type": _put_in(field["type"], space, named)} for field in schema["fields"]]
+            return {**schema, **put}
+        case _:
+            return schema
+
+
+# Words of the specification, which are nobody's names.
+_TYPES = frozenset({
+    "null", "boolean", "int", "long", "float", "double", "bytes", "string",
+    "record", "error", "enum", "array", "map", "fixed",
+})  # fmt: skip
+
+
+def _full_name(name: str, space: str | None) -> str:
+    return name if "." in name or not space else f"{space}.{name}"
 
 
 def load(path: Path) -> Schema:

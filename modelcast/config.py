@@ -6,6 +6,9 @@ properties file, then the running dev broker. librdkafka's properties keep their
     MODELCAST_BOOTSTRAP_SERVERS   host:port[,host:port…]
     MODELCAST_PROPERTIES_FILE     a client.properties file
     MODELCAST_PREFIX              the repository's topic prefix
+    MODELCAST_SCHEMA_REGISTRY     the URL of a Schema Registry
+
+Properties `schema.registry.…` are settings of that registry's client, and never reach librdkafka.
 """
 
 from __future__ import annotations
@@ -23,14 +26,22 @@ BOOTSTRAP = "bootstrap.servers"
 ENV_BOOTSTRAP = "MODELCAST_BOOTSTRAP_SERVERS"
 ENV_PROPERTIES_FILE = "MODELCAST_PROPERTIES_FILE"
 ENV_PREFIX = "MODELCAST_PREFIX"
+ENV_SCHEMA_REGISTRY = "MODELCAST_SCHEMA_REGISTRY"
+SCHEMA_REGISTRY_PREFIX = "schema.registry."
+_SCHEMA_REGISTRY_URL = f"{SCHEMA_REGISTRY_PREFIX}url"
 
 
 @dataclass(frozen=True)
 class Connection:
-    """A resolved connection: librdkafka properties (with `bootstrap.servers`) and the repository's prefix."""
+    """A resolved connection: librdkafka properties (with `bootstrap.servers`) and the repository's prefix.
+
+    Attributes:
+        schema_registry: Settings of the Schema Registry's client, without their prefix; `url` says that there is one.
+    """
 
     settings: Mapping[str, str] = field(repr=False)  # may hold passwords
     prefix: str = DEFAULT_PREFIX
+    schema_registry: Mapping[str, str] = field(default_factory=dict, repr=False)  # may hold passwords, too
 
     @classmethod
     def resolve(
@@ -52,13 +63,20 @@ class Connection:
         settings = dict(read_properties(path)) if path else {}
         if environment.get(ENV_BOOTSTRAP):
             settings[BOOTSTRAP] = environment[ENV_BOOTSTRAP]
+        if environment.get(ENV_SCHEMA_REGISTRY):
+            settings[_SCHEMA_REGISTRY_URL] = environment[ENV_SCHEMA_REGISTRY]
         settings.update(properties or {})
         if bootstrap_servers:
             settings[BOOTSTRAP] = bootstrap_servers
         if not settings.get(BOOTSTRAP):
             settings[BOOTSTRAP] = _dev_broker()
         topics = Topics(prefix or environment.get(ENV_PREFIX) or DEFAULT_PREFIX)
-        return cls(settings, topics.prefix)
+        registry = {
+            key.removeprefix(SCHEMA_REGISTRY_PREFIX): settings.pop(key)
+            for key in list(settings)
+            if key.startswith(SCHEMA_REGISTRY_PREFIX)
+        }
+        return cls(settings, topics.prefix, registry)
 
     @property
     def topics(self) -> Topics:

@@ -9,7 +9,8 @@
     │   ├── TopicConfigError          a topic exists with settings that would lose data
     │   ├── AuthorizationError        an ACL or a credential is missing
     │   ├── OffsetOutOfRangeError     the records to read are gone
-    │   └── OutcomeUnknownError       a commit was sent and its answer never came
+    │   ├── OutcomeUnknownError       a commit was sent and its answer never came
+    │   └── SchemaRegistryError       a Schema Registry is not there, or does not answer as one
     ├── StoreError                    an object store is not there, or refuses (3)
     ├── NotFoundError                 the named thing does not exist (4)
     │   ├── TopicNotFoundError
@@ -130,6 +131,12 @@ class OutcomeUnknownError(BrokerError):
     """A commit was sent and its outcome is not known: drop the producer, take a new one with the same id, re-read."""
 
     retriable = False  # never inside the same producer
+
+
+class SchemaRegistryError(BrokerError):
+    """A Schema Registry could not be asked: it is away, refuses the credentials, or is none."""
+
+    retriable = True  # it comes back, and its rules are mended on its side
 
 
 class StoreError(ModelcastError):

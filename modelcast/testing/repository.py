@@ -54,7 +54,7 @@ class Repository(Connection):
     @classmethod
     def in_memory(cls, log: GroupLog | None = None, *, prefix: str = "test") -> Self:
         """A new repository on a log of its own or the one given, e.g. a `FaultyLog`."""
-        return cls({BOOTSTRAP: "in-memory"}, prefix, log or MemoryGroupLog())._made()
+        return cls({BOOTSTRAP: "in-memory"}, prefix, log=log or MemoryGroupLog())._made()
 
     @classmethod
     def on(cls, bootstrap_servers: str, *, prefix: str) -> Self:

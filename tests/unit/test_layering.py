@@ -13,7 +13,7 @@ SIDES = ("publisher", "consumer")
 
 # Foreign package -> the only places that may import it.
 ONE_PLACE = {
-    "confluent_kafka": ("modelcast/kafka/",),
+    "confluent_kafka": ("modelcast/kafka/", "modelcast/schema_registry.py"),
     "mlflow": ("publisher/references/mlflow.py",),
     "huggingface_hub": ("publisher/references/hub.py",),
     "joblib": ("publisher/pickles.py", "modelcast/demo/"),
