@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable
 from contextlib import nullcontext
+from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Annotated, Any, Self
 
@@ -24,17 +25,32 @@ from .workers import Supervisor
 @connected
 def score(
     context: CommandContext,
-    name: Annotated[
-        str, typer.Argument(metavar="NAME[@VERSION]", help="The model: its live version, or the one named.")
-    ],
     events: Annotated[str, typer.Option("--events", metavar="TOPIC", help="The topic of events; it must exist.")],
-    predictions: Annotated[str, typer.Option("--predictions", metavar="TOPIC", help="Where predictions go.")],
+    predictions: Annotated[
+        list[str],
+        typer.Option(
+            "--predictions",
+            metavar="[NAME=]TOPIC",
+            help="Where predictions go. Of several models one topic for all, one with {model} in its name, or "
+            "NAME=TOPIC for each. Repeatable.",
+        ),
+    ],
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="NAME[@VERSION]",
+            help="The model: its live version, or the one named. Several score the same events; those that --routes "
+            "names need not be named here.",
+            show_default=False,
+        ),
+    ] = None,
     dead_letters: Annotated[
         str | None,
         typer.Option(
             "--dead-letters",
             metavar="TOPIC",
-            help="Where events go that can't be scored. Default: PREDICTIONS.dead-letters.",
+            help="Where events go that can't be scored. Default: PREDICTIONS.dead-letters; EVENTS.dead-letters if "
+            "predictions have several topics.",
             show_default=False,
         ),
     ] = None,
@@ -92,6 +108,44 @@ def score(
             help="At a swap: load the new version beside the old one, or unload the old one first and let events wait.",
         ),
     ] = "availability",
+    route: Annotated[
+        str | None,
+        typer.Option(
+            "--route",
+            metavar="FIELD",
+            help="The event field whose value says which of several models scores an event. Default: all of them do.",
+            show_default=False,
+        ),
+    ] = None,
+    routes: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--routes",
+            metavar="VALUE=NAME,...",
+            help="Which value leads to which model; *=NAME for every other event. Repeatable. Default: values are the "
+            "models' names.",
+            show_default=False,
+        ),
+    ] = None,
+    carry_headers: Annotated[
+        str | None,
+        typer.Option(
+            "--carry-headers",
+            metavar="NAME,...",
+            help="Headers that an event's predictions get too, e.g. traceparent,tracestate.",
+            show_default=False,
+        ),
+    ] = None,
+    when_failing: Annotated[
+        str | None,
+        typer.Option(
+            "--when-failing",
+            metavar="wait|dead-letter",
+            help="A model that fails on every event, with no other version to take its place: events wait, or are its "
+            "dead letters. Default: wait; of several models dead-letter, so that the others score on.",
+            show_default=False,
+        ),
+    ] = None,
     until_end: Annotated[
         bool, typer.Option("--until-end", help="Score what the topic holds now, then end.", show_default=False)
     ] = False,
@@ -114,8 +168,34 @@ def score(
             show_default=False,
         ),
     ] = None,
+    event_format: Annotated[
+        str,
+        typer.Option(
+            "--event-format",
+            metavar="auto|json|avro|single-object|confluent",
+            help="What the events are; auto finds it for each.",
+        ),
+    ] = "auto",
+    event_schema: Annotated[
+        Path | None,
+        typer.Option(
+            "--event-schema",
+            metavar="FILE",
+            help="Avro schema (.avsc) of events that name none; others are read with it, by its names and defaults.",
+            show_default=False,
+        ),
+    ] = None,
+    schema_registry: Annotated[
+        str | None,
+        typer.Option(
+            "--schema-registry",
+            metavar="URL",
+            help="Schema Registry that knows the events' schemas. Default: MODELCAST_SCHEMA_REGISTRY.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
-    """Score a topic of events with the live version of a model; SIGTERM and Ctrl-C end it cleanly."""
+    """Score a topic of events with the live versions of models; SIGTERM and Ctrl-C end it cleanly."""
     worker = Worker.here()
     if workers is not None and worker is None:
         Supervisor(workers, context.output, until_end=until_end).run()
@@ -123,10 +203,11 @@ def score(
     if weights is None:
         weights = "repacked" if workers is None or workers == 1 else "shared"
     with _Signals() as signals, worker or nullcontext():
+        from .routing import parse_routes
         from .scorer import Scorer  # numpy, Polars and ONNX Runtime take half a second: the help page needs none
 
         scorer = Scorer(
-            name,
+            names or [],
             events,
             predictions,
             dead_letters=dead_letters,
@@ -140,7 +221,14 @@ def score(
             max_stale_s=None if max_stale is None else seconds(max_stale, "--max-stale"),
             when_stale=when_stale,
             preserve=preserve,
+            route=route,
+            routes=parse_routes(routes or ()),
+            carry_headers=filter(None, (carry_headers or "").split(",")),
+            when_failing=when_failing,
             weights=weights,
+            event_format=event_format,
+            event_schema=event_schema,
+            schema_registry=schema_registry,
             connection=context.connection,
             report=_printer(context.output) if worker is None else worker.tell,
         )

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import repeat
+from itertools import chain, repeat
 
 import numpy as np
 import numpy.typing as npt
@@ -94,7 +94,7 @@ class Routing:
 def parse_routes(routes: Iterable[str]) -> dict[str, str]:
     """`VALUE=MODEL[,VALUE=MODEL…]`, any number of them, as a mapping. Raises UsageError."""
     found: dict[str, str] = {}
-    for entry in ",".join(routes).split(","):
+    for entry in chain.from_iterable(one.split(",") for one in routes):
         value, equals, model = entry.partition("=")
         if not value or not equals or not model:
             raise UsageError(f"{entry!r} is no route", hint="Write VALUE=MODEL, with commas between several.")
