@@ -109,9 +109,11 @@ class Freshness:
 
 def _frozen(image: RegistryImage, ref: ModelRef, admission: Admission, now_ms: int) -> Stale | None:
     rule, entry = admission.rule_for(ref.model), image.models.get(ref.model)
-    if rule is None or rule.max_age_ms is None or entry is None or not entry.releases or ref.version is not None:
+    if rule is None or rule.max_age_ms is None or entry is None or ref.version is not None:
         return None
-    newest = max(entry.releases, key=lambda release: release.created_ms)
+    newest = entry.last_dated
+    if newest is None:
+        return None
     since_ms = newest.created_ms + rule.max_age_ms
     if max(now_ms, admission.now_ms()) < since_ms:
         return None

@@ -87,7 +87,7 @@ class Untrusted:
         return f"{what} is not admitted ({self.verdict.reason}): {self.verdict.message}"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class ModelEntry:
     """Everything the registry says of one model.
 
@@ -107,6 +107,11 @@ class ModelEntry:
     def champion(self) -> Release | None:
         """The release in force: the one with the highest sequence."""
         return self.releases[-1] if self.releases else None
+
+    @cached_property
+    def last_dated(self) -> Release | None:
+        """The release of the latest date, whatever its sequence; found once: its age is asked for all the time."""
+        return max(self.releases, key=lambda release: release.created_ms, default=None)
 
     @property
     def latest_version(self) -> int:
