@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
 # How long whoever asked for a model that went live has for using it: to be told of it takes them milliseconds.
 AWAITED_S = 0.25
+# How long a version looks for room before that is told: a model that others just asked for, or memory that is about to
+# be let go of, makes room by then.
+ROOM_AWAITED_S = 2.0
 # Enough to explain what an instance does; a status is one small record.
 MAX_STATUS_REFUSALS = 10
 # Refusals remembered so that they are not tried again: more versions than this were never in a history at once.
@@ -108,6 +111,7 @@ class Line:
         self.is_caught_up = False
         self.turn = 0
         self.activity: Callable[[], Activity] = Calls(self.slot)
+        self._short_since_s = -math.inf
         self._is_short_told = False
         self._uses = 0
         self._decided: _Decided | None = None
@@ -280,12 +284,12 @@ class Line:
             for key, refused in self.refused.items()
         }
 
-    def find_no_room(self, version: ModelVersion, message: str, now_ms: int) -> Refusal | None:
+    def find_no_room(self, version: ModelVersion, message: str, now_s: float, now_ms: int) -> Refusal | None:
         """Notes that a version finds no room in memory; the refusal, if that is to be told now."""
         if self.short is None or self.short.version != version.version:
             self.short = Refusal(version.version, MEMORY, message, now_ms)
-            self._is_short_told = False
-        if self._is_short_told or not self._is_missed:
+            self._short_since_s, self._is_short_told = now_s, False
+        if self._is_short_told or not self._is_missed or now_s - self._short_since_s < ROOM_AWAITED_S:
             return None
         self._is_short_told = True
         return self.short

@@ -419,7 +419,7 @@ class Reconciler:
                 case Wait():
                     reserved.append(Holding(line.ref, Place.READY, self._budget.need(manifest)))
                 case Short(message):
-                    refusal = line.find_no_room(action.key.id, message, at.ms)
+                    refusal = line.find_no_room(action.key.id, message, at.s, at.ms)
                     if refusal is not None:
                         self._news.append(Refused(line.ref, refusal))
         return None

@@ -10,7 +10,7 @@ from modelcast.consumer import reconciler
 from modelcast.consumer.budget import IDLE_S
 from modelcast.consumer.freshness import Stale, StaleReason
 from modelcast.consumer.lifecycle import State
-from modelcast.consumer.line import AWAITED_S, Line
+from modelcast.consumer.line import AWAITED_S, ROOM_AWAITED_S, Line
 from modelcast.consumer.policy import MAX_RETRY_S, Action, Preserve, View, decide
 from modelcast.consumer.reconciler import Moment
 from modelcast.errors import BrokerError, GoldenError, ModelNotFoundError, OutOfMemoryError
@@ -228,6 +228,20 @@ class TestMemory:
         assert bench.live(CHURN) == 1
         assert bench.line(CHURN).refusals() == ()
 
+    def test_want_of_memory_that_is_over_in_a_moment_is_not_told(self) -> None:
+        bench = Bench(FRAUD, CHURN, budget_bytes=5, idle_s=0.0)
+        bench.registry.put(1, size=5)
+        bench.registry.put(1, "churn", size=5)
+        bench.reconciler.wake(FRAUD)
+        bench.settle()
+        bench.reconciler.wake(CHURN)  # at once, before whoever asked for the other one could use it
+        bench.turn()
+        (refusal,) = bench.line(CHURN).refusals()
+        assert refusal.reason == "memory"
+        bench.now_s += AWAITED_S
+        bench.settle()
+        assert bench.told() == ["fraud@1 live", "fraud@1 evicted", "churn@1 live"]
+
     def test_an_update_that_finds_no_room_leaves_the_live_version_and_is_told(self) -> None:
         bench = Bench(FRAUD, CHURN, budget_bytes=10)
         bench.registry.put(1, size=5)
@@ -236,6 +250,8 @@ class TestMemory:
         bench.use(CHURN)
         bench.use(FRAUD)
         bench.registry.put(2, size=5)
+        bench.settle()
+        bench.now_s += ROOM_AWAITED_S
         bench.settle()
         assert (bench.live(FRAUD), bench.live(CHURN)) == (1, 1)
         assert bench.told()[-1] == "fraud@2 memory"
@@ -415,6 +431,8 @@ class TestPreservingResources:
         bench.use()
         bench.registry.put(1, "churn", size=60)
         bench.reconciler.wake(CHURN)
+        bench.turn()
+        bench.now_s += ROOM_AWAITED_S
         bench.turn()
         assert bench.told()[1:] == ["churn@1 memory"]
         bench.registry.put(2, size=70)
