@@ -115,6 +115,7 @@ class Line:
         self._is_short_told = False
         self._uses = 0
         self._decided: _Decided | None = None
+        self._served: VersionKey | None = None  # what was live last, also where it was let go first
         self._load_ms: dict[VersionKey, float] = {}
         self._facts = ModelStatus(ref.model, ref.version, ModelState.WAITING)
 
@@ -215,8 +216,9 @@ class Line:
             since_ms=now_ms,
             load_ms=event.load_ms,
             release_to_live_ms=after_release,
-            swaps=self._facts.swaps + (before is not None),
+            swaps=self._facts.swaps + (self._served not in (None, key)),
         )
+        self._served = key
         self._forget_refusals(key, release)
         self._decided = None
         self.slot.swap(servable)

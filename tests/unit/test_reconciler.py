@@ -406,6 +406,16 @@ class TestPreservingResources:
         bench.settle()
         assert (bench.live(), bench.live(CHURN)) == (2, 2)
 
+    def test_a_version_that_made_way_was_replaced_all_the_same(self) -> None:
+        bench = Bench(FRAUD, preserve=Preserve.RESOURCES)
+        for version in (1, 2, 3):
+            bench.registry.put(version)
+            bench.settle()
+        assert (bench.live(), bench.line().status().swaps) == (3, 2)
+        bench.line().clear()
+        bench.settle()  # the same one again
+        assert (bench.live(), bench.line().status().swaps) == (3, 2)
+
     def test_nothing_makes_way_for_a_version_that_finds_no_room(self) -> None:
         bench = Bench(FRAUD, CHURN, budget_bytes=100, preserve=Preserve.RESOURCES)
         bench.registry.put(1, size=40)
