@@ -4,7 +4,8 @@
        |                            ^
        +--in doubt, fenced--> REOPENING            any --not worth another try--> BROKEN
 
-- At most `QUEUE_BATCHES` batches wait: a slow broker slows the scoring down, memory stays bounded.
+- At most `QUEUE_BATCHES` batches wait, or small ones of `QUEUE_EVENTS` in all: a slow broker slows the scoring down,
+  memory stays bounded.
 - One batch that fails takes all queued behind it along: they continue it. FAILED lasts until the scoring thread has
   gone back to the committed offsets and said so (`resume`).
 - In doubt about a commit, or fenced, the producer is dropped; a new one with the same id ends what the old one left
@@ -32,6 +33,9 @@ from .dead_letters import DeadLetter
 
 # One batch is being committed, one is ready: a third would wait and only cost memory.
 QUEUE_BATCHES = 2
+# … but as many as fit this are one small transaction, the next: events that come one by one must not wait for two. Dead
+# letters hold whole events, so batches with any don't count as small.
+QUEUE_EVENTS = 1_000
 # What one transaction may take up of waiting batches: more makes it long, and a killed scorer's work is done again.
 MERGED_EVENTS_MAX = 100_000
 # Failures in a row, about a minute with the pauses of `retry_delay_s`: whoever starts this process anew may do better.
@@ -182,13 +186,20 @@ class Committer(ABC):
         """Queues a batch. False if there was no room in time, or batches are not taken now (see `stage`)."""
         with self._changed:
             room = self._changed.wait_for(
-                lambda: len(self._state.queue) < QUEUE_BATCHES or self._state.stage is not Stage.RUNNING, timeout_s
+                lambda: self._has_room(batch) or self._state.stage is not Stage.RUNNING, timeout_s
             )
             if not room or self._state.stage is not Stage.RUNNING:
                 return False
             self._state.queue.append(batch)
             self._changed.notify_all()
             return True
+
+    def _has_room(self, batch: ScoredBatch) -> bool:
+        queue = self._state.queue
+        if len(queue) < QUEUE_BATCHES:
+            return True
+        is_small = not batch.dead_letters and sum(one.events for one in queue) + batch.events <= QUEUE_EVENTS
+        return is_small and not any(one.dead_letters for one in queue)
 
     def drain(self, timeout_s: float) -> bool:
         """Waits until every batch is visible; False if one failed or the time is up."""

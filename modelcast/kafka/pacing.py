@@ -12,15 +12,15 @@ from typing import Final
 
 FIRST_REST_S: Final = 0.002
 MIN_REST_S: Final = 0.001
-# Resting longer than what it is to spare would be worse than the retry.
-MAX_REST_S: Final = 0.02
+# Half of what it is to spare.
+MAX_REST_S: Final = 0.01
 # Those of more records differ by the time their bytes take.
 _LEARNED_FROM_MOST: Final = 1_000
 # The client's pause, less what timers are early.
 _RETRY_S: Final = 0.018
-_GROWTH: Final = 1.5
-# With the growth: the rest settles where one transaction in forty meets the markers of the one before.
-_SHRINKING: Final = 0.99
+_GROWTH: Final = 1.25
+# With the growth: the rest settles where one transaction in eight seems to meet the markers of the one before.
+_SHRINKING: Final = 0.97
 # What the quickest transaction took is forgotten by this much with each: brokers get slower, too.
 _FORGETTING: Final = 1.02
 

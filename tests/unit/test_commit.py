@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from dataclasses import replace
 
 import pytest
 
 from modelcast.consumer.commit import (
     FENCES_MAX,
     QUEUE_BATCHES,
+    QUEUE_EVENTS,
     Committer,
     Destination,
     FlushingCommitter,
@@ -17,6 +19,7 @@ from modelcast.consumer.commit import (
     Stage,
     TransactionalCommitter,
 )
+from modelcast.consumer.dead_letters import DeadLetter
 from modelcast.errors import AuthorizationError, BrokerError, FencedError
 from modelcast.group import TransactionalBatchProducer
 from modelcast.log import BEGINNING, TopicSpec
@@ -157,8 +160,26 @@ def test_batches_that_wait_share_a_transaction_but_never_across_assignments(
 
 def test_the_queue_is_bounded(log: MemoryGroupLog, member: MemoryGroupConsumer) -> None:
     committer = TransactionalCommitter(TO, lambda: log.transactional_batch_producer("id", timeout_ms=6000))
-    taken = [committer.submit(batch(member, offset), 0) for offset in range(QUEUE_BATCHES + 1)]
-    assert taken == [True] * QUEUE_BATCHES + [False]
+    large = [batch(member, number * QUEUE_EVENTS, count=QUEUE_EVENTS) for number in range(QUEUE_BATCHES + 1)]
+    assert [committer.submit(one, 0) for one in large] == [True] * QUEUE_BATCHES + [False]
+    committer.close(SOON_S)
+
+
+def test_events_that_come_one_by_one_do_not_wait_for_two_transactions(
+    log: MemoryGroupLog, member: MemoryGroupConsumer
+) -> None:
+    committer = TransactionalCommitter(TO, lambda: log.transactional_batch_producer("id", timeout_ms=6000))
+    taken = [committer.submit(batch(member, offset), 0) for offset in range(QUEUE_EVENTS + 1)]
+    assert taken == [True] * QUEUE_EVENTS + [False]
+    committer.close(SOON_S)
+
+
+def test_dead_letters_hold_whole_events_and_do_not_queue_as_small_batches(
+    log: MemoryGroupLog, member: MemoryGroupConsumer
+) -> None:
+    committer = TransactionalCommitter(TO, lambda: log.transactional_batch_producer("id", timeout_ms=6000))
+    poison = replace(batch(member, 0), dead_letters=(DeadLetter(None, b"whole event", 0, ()),))
+    assert [committer.submit(poison, 0) for _ in range(QUEUE_BATCHES + 1)] == [True] * QUEUE_BATCHES + [False]
     committer.close(SOON_S)
 
 
