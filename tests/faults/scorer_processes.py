@@ -12,13 +12,17 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
-from confluent_kafka import Producer
+from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
+from confluent_kafka.admin import AdminClient
 
 from modelcast.kafka import KafkaLog
 from modelcast.log import TopicSpec
 from tests.unit.linear_model import linear_model
+
+from . import oracle
 
 ROOT = Path(__file__).resolve().parents[2]
 DEADLINE_S = 60.0
@@ -43,6 +47,8 @@ class Stage:
         self.events, self.predictions = f"{prefix}-events", f"{prefix}-scores"
         self.dead_letters = f"{self.predictions}.dead-letters"
         self.schemas = f"{prefix}.schemas"
+        self._admin = AdminClient({"bootstrap.servers": servers})
+        self._group_reader = Consumer({"bootstrap.servers": servers, "group.id": self.group, "log_level": 0})
         with KafkaLog({"bootstrap.servers": servers}) as log:
             log.create(TopicSpec(self.events, partitions))
             for topic in (self.predictions, self.dead_letters):
@@ -102,18 +108,65 @@ class Stage:
         assert producer.flush(30) == 0
 
     @contextmanager
-    def feeding(self, per_second: int) -> Iterator[Feeder]:
-        """Sends events at a steady rate meanwhile."""
-        feeder = Feeder(self, per_second)
+    def feeding(self, per_second: int, *, count: int | None = None) -> Iterator[Feeder]:
+        """Sends events at a steady rate meanwhile; `count` of them at most, one more round of partitions."""
+        feeder = Feeder(self, per_second, count)
         feeder.start()
         try:
             yield feeder
         finally:
             feeder.stop()
 
-    def score(self, *options: str) -> ScoreProcess:
-        """Starts a scorer."""
-        return ScoreProcess(self, options)
+    def score(
+        self, *options: str, servers: str | None = None, limits: Mapping[str, object] = MappingProxyType({})
+    ) -> ScoreProcess:
+        """Starts a scorer; `servers` other than the stage's, `limits` (`MODULE:NAME`) other than its own."""
+        return ScoreProcess(self, options if servers is None else ("-b", servers, *options), limits)
+
+    @property
+    def group(self) -> str:
+        """The scorers' group, by its default name."""
+        return f"{self.prefix}.fraud.{self.predictions}"
+
+    def committed(self) -> dict[int, int]:
+        """The group's next offset of each partition that has one; a broker that is down is waited for."""
+        asked = [TopicPartition(self.events, partition) for partition in range(self.partitions)]
+        deadline = time.monotonic() + DEADLINE_S
+        while True:
+            try:
+                found = self._group_reader.committed(asked, DEADLINE_S)
+            except KafkaException:
+                assert time.monotonic() < deadline, "the group's offsets can't be read"
+                time.sleep(0.1)
+            else:
+                return {place.partition: place.offset for place in found if place.offset >= 0}
+
+    def await_scored(self, count: int = 1, timeout_s: float = DEADLINE_S) -> None:
+        """Waits until that many more events were scored and committed."""
+        before = sum(self.committed().values())
+        wait_for(lambda: sum(self.committed().values()) >= before + count, f"{count} more events scored", timeout_s)
+
+    def partitions_of(self, instance: str) -> set[int]:
+        """The partitions that the group's member of that instance has."""
+        described = self._admin.describe_consumer_groups([self.group])[self.group].result()
+        return {
+            place.partition
+            for member in described.members
+            if member.group_instance_id == instance
+            for place in member.assignment.topic_partitions
+        }
+
+    def judge(self) -> oracle.Verdict:
+        """What the oracle finds, printed."""
+        verdict = oracle.judge(
+            self.servers,
+            events=self.events,
+            predictions=self.predictions,
+            dead_letters=self.dead_letters,
+            schemas=self.schemas,
+        )
+        print(verdict)
+        return verdict
 
     def finish(self, *options: str) -> Mapping[str, Any]:
         """Scores what is left, to the end."""
@@ -125,8 +178,9 @@ class Stage:
 class Feeder(threading.Thread):
     """Produces events at a steady rate, and knows the next offset of each partition."""
 
-    def __init__(self, stage: Stage, per_second: int) -> None:
+    def __init__(self, stage: Stage, per_second: int, count: int | None) -> None:
         super().__init__(daemon=True)
+        self._count = count
         self._stage = stage
         self._pause_s = stage.partitions / per_second
         self._stopping = threading.Event()
@@ -134,13 +188,13 @@ class Feeder(threading.Thread):
         self.next_offsets = dict.fromkeys(range(stage.partitions), 0)
 
     def run(self) -> None:
-        producer = Producer({"bootstrap.servers": self._stage.servers, "linger.ms": 0})
+        producer = Producer({"bootstrap.servers": self._stage.servers, "linger.ms": 0, "log_level": 0})
 
         def delivered(error: object, message: Any) -> None:
             assert error is None, error
             self.next_offsets[message.partition()] = message.offset() + 1
 
-        while not self._stopping.wait(self._pause_s):
+        while not self._stopping.wait(self._pause_s) and (self._count is None or self.sent < self._count):
             for partition in range(self._stage.partitions):
                 producer.produce(
                     self._stage.events,
@@ -160,11 +214,13 @@ class Feeder(threading.Thread):
 class ScoreProcess:
     """A running `modelcast score --json`; kills what is left of it at the end."""
 
-    def __init__(self, stage: Stage, options: Sequence[str]) -> None:
+    def __init__(self, stage: Stage, options: Sequence[str], limits: Mapping[str, object]) -> None:
         self.lines: list[dict[str, Any]] = []
+        limited = [f"{place}={value}" for place, value in limits.items()]
+        program = ["tests.faults.limited_scorer", *limited, "--"] if limits else ["modelcast"]
         self.process = subprocess.Popen(
             [
-                sys.executable, "-m", "modelcast", "score", "fraud", "--events", stage.events,
+                sys.executable, "-m", *program, "score", "fraud", "--events", stage.events,
                 "--predictions", stage.predictions, "--json", *options,
             ],
             env=stage.environment(),
@@ -202,7 +258,7 @@ class ScoreProcess:
             found.extend(
                 line
                 for line in list(self.lines)
-                if line["event"] == event and all(line.get(name) == value for name, value in fields.items())
+                if line.get("event") == event and all(line.get(name) == value for name, value in fields.items())
             )
             ended = self.process.poll() is not None and not any(reader.is_alive() for reader in self._readers)
             assert found or not ended, self.last_words()

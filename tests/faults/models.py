@@ -1,0 +1,111 @@
+"""Real ONNX models for faults: one whose score depends on how it is summed up, and one as slow as an event asks for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+from onnx import TensorProto, helper, numpy_helper
+
+from modelcast import digest, golden
+from modelcast.publisher.prepare import PreparedModel
+from modelcast.records import EXAMPLES_PATH, GRAPH_PATH, FileEntry, Tolerance
+from tests.unit.linear_model import IR_VERSION, OPSET
+from tests.unit.registry_records import SIGNATURE
+
+HIDDEN = 32
+
+
+def wavy_model(directory: Path, seed: int) -> PreparedModel:
+    """A small network (2 inputs, 32 hidden, tanh): no two seeds, and hardly two ways to add up, give the same score."""
+    chance = np.random.default_rng(seed)
+    weights = {
+        "w1": chance.normal(0, 0.05, (2, HIDDEN)),
+        "b1": chance.normal(0, 1, HIDDEN),
+        "w2": chance.normal(0, 1, (HIDDEN, 1)),
+    }
+    nodes = [
+        helper.make_node("Gemm", ["x", "w1", "b1"], ["h"]),
+        helper.make_node("Tanh", ["h"], ["t"]),
+        helper.make_node("MatMul", ["t", "w2"], ["column"]),
+        helper.make_node("Squeeze", ["column", "axis"], ["score"]),
+    ]
+    initializers = [numpy_helper.from_array(value.astype(np.float32), name) for name, value in weights.items()]
+    initializers.append(numpy_helper.from_array(np.array([1], np.int64), "axis"))
+    return _prepared(directory, nodes, initializers)
+
+
+def lazy_model(directory: Path) -> PreparedModel:
+    """`score = amount + age`, after as many turns of a loop as the largest amount of the batch."""
+    truth = numpy_helper.from_array(np.array(True), "go_on")
+    body = helper.make_graph(
+        [
+            helper.make_node("Identity", ["go_on_in"], ["go_on_out"]),
+            helper.make_node("Add", ["sum_in", "nothing"], ["sum_out"]),
+        ],
+        "turn",
+        [
+            helper.make_tensor_value_info("turn_number", TensorProto.INT64, []),
+            helper.make_tensor_value_info("go_on_in", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("sum_in", TensorProto.FLOAT, [None]),
+        ],
+        [
+            helper.make_tensor_value_info("go_on_out", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("sum_out", TensorProto.FLOAT, [None]),
+        ],
+        [numpy_helper.from_array(np.array(0, np.float32), "nothing")],
+    )
+    nodes = [
+        helper.make_node("ReduceSum", ["x", "axis"], ["sum"], keepdims=0),
+        helper.make_node("Gather", ["x", "first"], ["amounts"], axis=1),
+        helper.make_node("ReduceMax", ["amounts"], ["most"], keepdims=0),
+        helper.make_node("Cast", ["most"], ["turns"], to=TensorProto.INT64),
+        helper.make_node("Loop", ["turns", "go_on", "sum"], ["score"], body=body),
+    ]
+    initializers = [
+        truth,
+        numpy_helper.from_array(np.array([1], np.int64), "axis"),
+        numpy_helper.from_array(np.array(0, np.int64), "first"),
+    ]
+    return _prepared(directory, nodes, initializers)
+
+
+def open_graph(path: Path) -> onnxruntime.InferenceSession:
+    """A session with the options that a scorer's has."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def _prepared(directory: Path, nodes: list[onnx.NodeProto], initializers: list[onnx.TensorProto]) -> PreparedModel:
+    directory.mkdir(parents=True, exist_ok=True)
+    graph = helper.make_graph(
+        nodes,
+        "faults",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 2])],
+        [helper.make_tensor_value_info("score", TensorProto.FLOAT, ["N"])],
+        initializers,
+    )
+    model = helper.make_model(graph, ir_version=IR_VERSION, opset_imports=[helper.make_opsetid("", OPSET)])
+    path = directory / GRAPH_PATH
+    path.write_bytes(model.SerializeToString())
+    onnx.checker.check_model(model)
+    x = np.array([[1, 2], [3, 4]], np.float32)
+    (scores,) = open_graph(path).run(None, {"x": x})
+    golden.write(directory / EXAMPLES_PATH, golden.Examples({"x": x}, {"score": scores}))
+    entries = []
+    for name in (EXAMPLES_PATH, GRAPH_PATH):
+        data = (directory / name).read_bytes()
+        entries.append(FileEntry(name, len(data), digest.of_bytes(data)))
+    return PreparedModel(
+        directory=directory,
+        files=tuple(entries),
+        signature=SIGNATURE,
+        ir_version=IR_VERSION,
+        opsets={"": OPSET},
+        tolerance=Tolerance(),
+        probe=None,
+        frameworks={},
+    )
