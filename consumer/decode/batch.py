@@ -25,6 +25,7 @@ from .json_lines import decode_together
 from .protobuf import ProtobufPlan
 from .result import DecodedBatch, Result
 from .rules import Fault, PoisonEvent, Spoiled
+from .wanted import wanted_of
 
 __all__ = ["BatchDecoder", "DecodedBatch", "PoisonEvent", "SchemaSource"]
 
@@ -62,7 +63,8 @@ class BatchDecoder:
         self._formats = Formats() if formats is None else formats
         self._plans: dict[bytes, _Plan] = {}
         given = self._formats.event_schema
-        self._unframed = None if given is None else AvroPlan.of(given, self._specs)
+        self._wanted = wanted_of(self._specs, given)
+        self._unframed = None if given is None else AvroPlan.to(given, self._wanted)
         values = sum(spec.row_values for spec in self._specs if spec.shape is not None)
         self._takes_tensors = values > 0
         self._block_rows = max(1, min(_BLOCK_ROWS, _BLOCK_TENSOR_BYTES // (8 * max(1, values))))
@@ -135,7 +137,7 @@ class BatchDecoder:
         writer = self._schemas.find(frame)
         match writer:
             case AvroWriter():
-                plan: _Plan = AvroPlan.of(writer.schema, self._specs)
+                plan: _Plan = AvroPlan.to(writer.schema, self._wanted)
             case ProtobufWriter():
                 plan = ProtobufPlan(writer.schema, self._specs)
             case JsonWriter():
@@ -149,12 +151,12 @@ class BatchDecoder:
         if skip or len(rows) < len(buffer):
             buffer = Buffer([buffer.value(row)[skip:] for row in rows.tolist()])
         left: Mask = np.ones(len(rows), np.bool_)
-        for lines in decode_together(buffer, self._specs):
+        for lines in decode_together(buffer, self._wanted):
             left[lines.rows] = False
             result.take(start + rows[lines.rows], lines.columns, ())
         alone = np.flatnonzero(left)
         if alone.size:
-            columns, spoiled = decode_each([buffer.value(row) for row in alone.tolist()], self._specs)
+            columns, spoiled = decode_each([buffer.value(row) for row in alone.tolist()], self._wanted)
             if not self._formats.registry:
                 spoiled = tuple(_told(entry, buffer, alone) for entry in spoiled)
             result.take(start + rows[alone], columns, spoiled)

@@ -1,13 +1,15 @@
 """JSON events to columns, one by one: what every event of a batch must come to, however it is read.
 
-One event is one JSON object in UTF-8 (RFC 8259: no NaN, no second value behind it), no key twice at its top, and no
-deeper than `_MAX_DEPTH`. An integer is a number without fraction or exponent.
+One event is one JSON object in UTF-8 (RFC 8259: no NaN, no second value behind it), no key twice at its top or in an
+object on the way to a wanted field, and no deeper than `_MAX_DEPTH`. An integer is a number without fraction or
+exponent. A field `a.b` is the key `a.b` at the top; where there is none, the key `b` of the object under `a`.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import numpy as np
@@ -15,26 +17,87 @@ import numpy as np
 from modelcast.tensors import FieldSpec
 
 from .columns import Choice, Column, Flags, Items, Numbers, Opaque, Strings
+from .readers import inside
 from .rules import Fault, Spoiled
+from .wanted import Wanted
 
 # Brackets within brackets; fixed, because the interpreter's own limit depends on who called.
 _MAX_DEPTH = 100
 _INT64_MIN, _INT64_MAX = -(2**63), 2**63 - 1
-_MISSING = object()
+# Of what holds no fields, as it is called; objects do, and nothing is said of what is inside null.
+_HOLDERS = {int: "an integer", float: "a float", bool: "a boolean", str: "a string", list: "an array"}
 
 
-def decode_each(values: Sequence[bytes], specs: Sequence[FieldSpec]) -> tuple[dict[str, Column], tuple[Spoiled, ...]]:
+def decode_each(values: Sequence[bytes], wanted: Sequence[Wanted]) -> tuple[dict[str, Column], tuple[Spoiled, ...]]:
     """Columns of the fields over all values, and the rows that are no JSON object."""
     spoiled: list[Spoiled] = []
-    events: list[Mapping[str, Any]] = []
+    lookups = [_Lookup(one, tuple(_Absent(one, level) for level in range(len(one.steps)))) for one in wanted]
+    nothing = [lookup.absent[0] for lookup in lookups]
+    found: list[Sequence[Any]] = []
     for row, value in enumerate(values):
         try:
-            events.append(parse(value))
+            event = parse(value)
+            opened: dict[int, Mapping[str, Any]] = {}
+            found.append([lookup.find(event, opened) for lookup in lookups])
         except ValueError as error:
-            events.append({})
+            found.append(nothing)
             spoiled.append(Spoiled(np.array([row]), Fault.INVALID_JSON, str(error)))
-    columns = {spec.name: _column([event.get(spec.name, _MISSING) for event in events], spec) for spec in specs}
+    fields = zip(*found, strict=True) if found else ((),) * len(lookups)
+    columns = {one.name: _column(field, one.spec) for one, field in zip(wanted, fields, strict=True)}
     return columns, tuple(spoiled)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Absent:
+    """Stands for a field that an event lacks from this level of its path on."""
+
+    wanted: Wanted
+    level: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Inside:
+    """Stands for a field of what has no fields."""
+
+    kind: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Lookup:
+    """Finds one field in parsed events."""
+
+    wanted: Wanted
+    absent: tuple[_Absent, ...]
+
+    def find(self, event: Mapping[str, Any], opened: dict[int, Mapping[str, Any]]) -> Any:
+        """The field's value, or what stands for it; `opened` keeps the event's objects that were looked into.
+
+        Raises:
+            ValueError: A key stands twice in an object on the way.
+        """
+        holder, steps = event, self.wanted.steps
+        if self.wanted.name in event:
+            return event[self.wanted.name]
+        for level, step in enumerate(steps):
+            name = next((name for name in step.names if name in holder), None)
+            if name is None:
+                return self.absent[level]
+            held = holder[name]
+            if level == len(steps) - 1:
+                break
+            if held is None:
+                return None
+            if not isinstance(held, tuple):
+                return _Inside(inside(_HOLDERS[type(held)]))
+            holder = opened[id(held)] = opened.get(id(held)) or _unique(held, name)
+        return held
+
+
+def _unique(pairs: tuple[tuple[str, Any], ...], name: str) -> Mapping[str, Any]:
+    fields = dict(pairs)
+    if len(fields) != len(pairs):
+        raise ValueError(f"a key stands twice in the object {name!r}")
+    return fields
 
 
 def parse(value: bytes) -> Mapping[str, Any]:
@@ -81,14 +144,18 @@ def _column(values: Sequence[Any], spec: FieldSpec | None = None) -> Column:
     """Values as JSON gave them, by kind; arrays as what `spec` wants."""
     if all(type(value) is float for value in values):
         return _part("float", values, spec)
-    rows: dict[str, list[int]] = {}
+    rows: dict[str | _Absent, list[int]] = {}
     for row, value in enumerate(values):
         rows.setdefault(_kind(value), []).append(row)
     parts = [(np.array(where), _part(kind, [values[row] for row in where], spec)) for kind, where in rows.items()]
     return parts[0][1] if len(parts) == 1 else Choice(tuple(parts), len(values))
 
 
-def _kind(value: Any) -> str:
+def _kind(value: Any) -> str | _Absent:
+    if isinstance(value, _Absent):
+        return value
+    if isinstance(value, _Inside):
+        return value.kind
     if isinstance(value, int) and not isinstance(value, bool):
         return "int" if _INT64_MIN <= value <= _INT64_MAX else "huge"
     if isinstance(value, str) and not _is_unicode(value):
@@ -98,7 +165,7 @@ def _kind(value: Any) -> str:
 
 _KINDS: dict[type, str] = {
     float: "float", bool: "bool", str: "str", type(None): "null",
-    tuple: "an object", list: "an array", object: "missing",
+    tuple: "an object", list: "an array",
 }  # fmt: skip
 
 
@@ -106,7 +173,9 @@ def _is_unicode(text: str) -> bool:
     return text.isascii() or not any("\ud800" <= character <= "\udfff" for character in text)
 
 
-def _part(kind: str, values: Sequence[Any], spec: FieldSpec | None) -> Column:
+def _part(kind: str | _Absent, values: Sequence[Any], spec: FieldSpec | None) -> Column:
+    if isinstance(kind, _Absent):
+        return kind.wanted.absent(kind.level, len(values))
     column: Column = Opaque(kind, len(values))
     match kind:
         case "int":

@@ -1,13 +1,16 @@
 """Many JSON events of one shape, read together by Polars where that is proven to give what reading each alone gives.
 
-Polars reads lines of JSON strictly but for three things, and each is settled before or after:
+Polars reads lines of JSON strictly but for four things, and each is settled before or after:
 
 - A key that stands twice goes unnoticed. So events are grouped by their *shape*, what is left of one without everything
-  but quotes, brackets, commas and colons, and every key of every event is compared with those of one event of the shape
-  that was parsed strictly. In events of one shape without escapes, strings begin and end at the same quotes.
+  but quotes, brackets, commas and colons, and every key of every event, at its top and in objects on the way to a wanted
+  field, is compared with those of one event of the shape that was parsed strictly. In events of one shape without
+  escapes, strings begin and end at the same quotes.
 - Anything becomes a string where one is asked for. Whether a value is a string is part of the shape.
 - A value of another kind, null or missing reads as null, and so does an item of an array: such events are decoded one
-  by one, to learn which it was. That an array is flat, and how long it is, is part of the shape.
+  by one, to learn which it was. That an array is flat, and how long it is, is part of the shape. Of a field whose null
+  counts as something, the bytes behind its key say whether it is null.
+- Inside an object, a number becomes a boolean where one is asked for: they are read as text there, and compared.
 
 A line break inside an event would shift its neighbours: such events are decoded one by one, and so are escapes. One
 event that is no JSON fails the whole read, which is then repeated in blocks without the events that look like it.
@@ -18,17 +21,19 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
+from typing import Any
 
 import numpy as np
 import polars as pl
 from polars.exceptions import PanicException, PolarsError
 
 from modelcast.records import DType
-from modelcast.tensors import FieldSpec
 
-from .columns import Column, Flags, Items, Numbers, Strings
+from .columns import Choice, Column, Flags, Items, Numbers, Opaque, Strings
 from .cursor import MAX_WINDOW_BYTES, Buffer, Mask, Rows
 from .json import parse
+from .wanted import Wanted
 
 # Below this, reading one by one is faster than setting up a read together (measured: 1 ms against 15 µs an event).
 MIN_ROWS = 64
@@ -41,6 +46,9 @@ _STRUCTURE = b'"\\{}[],:\n'
 _EVERYTHING_ELSE = bytes(set(range(256)) - set(_STRUCTURE))
 # Literals some writers take for JSON: they leave no trace in the shape.
 _NOT_JSON = (b"NaN", b"Infinity")
+
+# Null behind a key, with and without the space that writers like.
+_NULLS = (b":null", b": null")
 
 _POLARS_TYPES: Mapping[DType, type[pl.DataType]] = {
     # Wide, and narrowed by the one rule for all formats.
@@ -62,10 +70,14 @@ class Lines:
     columns: Mapping[str, Column]
 
 
+Path = tuple[str, ...]
+
+
 @dataclass(frozen=True, slots=True)
 class _Key:
-    """A key at the top of an event: its bytes with quotes, the ordinal of its first quote, the shape behind it."""
+    """A key of an event: where it stands, its bytes with quotes, the ordinal of its first quote, the shape behind."""
 
+    path: Path
     token: bytes
     quote: int
     follows: bytes
@@ -74,12 +86,33 @@ class _Key:
     def holds_string(self) -> bool:
         return self.follows.startswith(b'"')
 
+    @property
+    def holds_object(self) -> bool:
+        return self.follows.startswith(b"{")
+
+    @property
+    def is_bare(self) -> bool:
+        """Whether a number or one of true, false and null follows."""
+        return self.follows[:1] in (b",", b"}")
+
     def holds_items(self, count: int) -> bool:
         """Whether a flat array of so many numbers (or none, for one) follows."""
         return self.follows.startswith(b"[%s]" % (b"," * (count - 1)))
 
 
-def decode_together(buffer: Buffer, specs: Sequence[FieldSpec]) -> Iterator[Lines]:
+@dataclass(frozen=True, slots=True)
+class _Quotes:
+    """The places of all quotes of a buffer, and which is the first of each event."""
+
+    places: Rows
+    first: Rows
+
+    def of(self, key: _Key, rows: Rows) -> Rows:
+        """Where the key begins in each of the events."""
+        return self.places[self.first[rows] + key.quote]
+
+
+def decode_together(buffer: Buffer, wanted: Sequence[Wanted]) -> Iterator[Lines]:
     """Decodes the events that can be read together; the rows of no group are left to be decoded one by one."""
     if len(buffer) < MIN_ROWS:
         return
@@ -87,15 +120,22 @@ def decode_together(buffer: Buffer, specs: Sequence[FieldSpec]) -> Iterator[Line
     whole = _are_lines(buffer, several=len(shapes) > len(buffer))
     if not whole.all():
         rows = np.flatnonzero(whole)
-        for lines in decode_together(Buffer([buffer.value(row) for row in rows.tolist()]), specs):
+        for lines in decode_together(Buffer([buffer.value(row) for row in rows.tolist()]), wanted):
             yield Lines(rows[lines.rows], lines.columns)
         return
-    quotes = np.flatnonzero(buffer.octets == ord('"'))
-    first_quotes = np.searchsorted(quotes, buffer.starts)
+    places = np.flatnonzero(buffer.octets == ord('"'))
+    quotes = _Quotes(places, np.searchsorted(places, buffer.starts))
+    objects = frozenset(prefix for one in wanted for prefix in _prefixes(one))
     for shape, members in _by_shape(shapes):
-        for group, keys in _by_keys(buffer, members, shape, (quotes, first_quotes)):
-            if readable := _readable(keys, specs):
-                yield from _read(buffer, group, readable)
+        for group, keys in _by_keys(buffer, members, shape, quotes, objects):
+            if readable := _readable(keys, wanted):
+                yield from _Group(buffer, quotes, readable).read(group)
+
+
+def _prefixes(wanted: Wanted) -> Iterator[Path]:
+    """The objects on the way to a field, under all their names."""
+    for level in range(1, len(wanted.steps)):
+        yield from product(*(step.names for step in wanted.steps[:level]))
 
 
 def _are_lines(buffer: Buffer, several: bool) -> Mask:
@@ -131,15 +171,15 @@ def _by_shape(shapes: Sequence[bytes]) -> Iterator[tuple[bytes, Rows]]:
 
 
 def _by_keys(
-    buffer: Buffer, rows: Rows, shape: bytes, quotes: tuple[Rows, Rows]
+    buffer: Buffer, rows: Rows, shape: bytes, quotes: _Quotes, objects: frozenset[Path]
 ) -> Iterator[tuple[Rows, tuple[_Key, ...]]]:
-    """Groups the events of one shape by their keys; `quotes` are all quotes, and the first of each event."""
+    """Groups the events of one shape by their keys, at the top and in those objects."""
     if b"\\" in shape:
         return
     for _ in range(_MAX_TEMPLATES):
         if len(rows) < MIN_ROWS:
             return
-        keys = _keys(buffer.value(rows[0]), shape)
+        keys = _keys(buffer.value(rows[0]), shape, objects)
         same = _have_keys(buffer, rows, keys, quotes) if keys else np.zeros(len(rows), np.bool_)
         if same.any():
             yield rows[same], keys
@@ -147,109 +187,248 @@ def _by_keys(
         rows = rows[~same]
 
 
-def _keys(value: bytes, shape: bytes) -> tuple[_Key, ...]:
+def _keys(value: bytes, shape: bytes, objects: frozenset[Path]) -> tuple[_Key, ...]:
     """The keys of an event without escapes, in order; none if it is no valid event."""
     try:
-        names = list(parse(value))
+        return tuple(_Outline(shape, objects).keys(tuple(parse(value).items()), ()))
     except ValueError:
         return ()
-    keys, depth, quote, quoted = [], 0, -1, False
-    for place, octet in enumerate(shape):
-        if octet == ord('"'):
-            quoted, quote = not quoted, quote + 1
-            if quoted and depth == 1 and shape[place - 1] in b"{,":
-                keys.append((quote, place))
-        elif not quoted:
-            depth += (octet in b"{[") - (octet in b"}]")
-    return tuple(
-        _Key(b'"%s"' % name.encode(), quote, _behind_colon(shape, place))
-        for name, (quote, place) in zip(names, keys, strict=True)
-    )
 
 
-def _behind_colon(shape: bytes, place: int) -> bytes:
-    """What stands behind the key whose first quote is at `place`; nothing if no colon does."""
-    colon = shape.index(b'"', place + 1) + 1
-    return shape[colon + 1 :] if shape[colon : colon + 1] == b":" else b""
+class _Outline:
+    """Goes along the shape of one event beside what was parsed of it."""
+
+    def __init__(self, shape: bytes, objects: frozenset[Path]) -> None:
+        self._shape = shape
+        self._objects = objects
+        self._place = 0
+        self._quote = 0
+
+    def keys(self, pairs: Sequence[tuple[str, Any]], path: Path) -> Iterator[_Key]:
+        """The keys of the object that begins here; raises ValueError where one of them stands twice."""
+        if len({name for name, _ in pairs}) < len(pairs):
+            raise ValueError(path)
+        self._place += 1
+        for name, held in pairs:
+            quote, inner = self._quote, (*path, name)
+            self._pass_string()
+            self._place += 1  # the colon
+            yield _Key(inner, b'"%s"' % name.encode(), quote, self._shape[self._place :])
+            if isinstance(held, tuple) and inner in self._objects:
+                yield from self.keys(held, inner)
+            elif isinstance(held, str):
+                self._pass_string()
+            elif isinstance(held, (tuple, list)):
+                self._pass_brackets()
+            self._place += 1  # a comma, or the brace behind the last
+        self._place += not pairs
+
+    def _pass_string(self) -> None:
+        self._place = self._shape.index(b'"', self._place + 1) + 1
+        self._quote += 2
+
+    def _pass_brackets(self) -> None:
+        depth = 0
+        while True:
+            octet = self._shape[self._place]
+            if octet == ord('"'):
+                self._pass_string()
+                continue
+            depth += (octet in b"{[") - (octet in b"]}")
+            self._place += 1
+            if not depth:
+                return
 
 
-def _have_keys(buffer: Buffer, rows: Rows, keys: Sequence[_Key], quotes: tuple[Rows, Rows]) -> Mask:
+def _have_keys(buffer: Buffer, rows: Rows, keys: Sequence[_Key], quotes: _Quotes) -> Mask:
     """Which of the events, all of one shape, have just these keys in this order."""
-    places, first = quotes[0], quotes[1][rows]
     same = np.ones(len(rows), np.bool_)
     for key in keys:
         if len(key.token) > MAX_WINDOW_BYTES:
             return np.zeros(len(rows), np.bool_)
-        same &= buffer.window(places[first + key.quote], len(key.token)) == np.void(key.token)
+        same &= buffer.window(quotes.of(key, rows), len(key.token)) == np.void(key.token)
     return same
 
 
 @dataclass(frozen=True, slots=True)
-class _Wanted:
-    """A field to read, and as what."""
+class _Read:
+    """How one field comes of the events of a group.
 
-    name: str
-    dtype: pl.DataType
-    items: int  # the length of an array; 0 for any other value
+    Attributes:
+        path: The keys to what Polars reads; empty where it reads nothing for this field.
+        dtype: As what.
+        items: The length of an array; 0 for any other value.
+        flags: It is read as text, and true or false.
+        nullable: The key whose null counts for the field, if null counts as something.
+        absent: The level of the path from which on events lack it; None if they don't.
+    """
+
+    wanted: Wanted
+    path: Path = ()
+    dtype: pl.DataType | None = None
+    items: int = 0
+    flags: bool = False
+    nullable: _Key | None = None
+    absent: int | None = None
+
+    @property
+    def name(self) -> str:
+        return self.wanted.name
 
 
-def _readable(keys: Sequence[_Key], specs: Sequence[FieldSpec]) -> tuple[_Wanted, ...]:
+def _readable(keys: Sequence[_Key], wanted: Sequence[Wanted]) -> tuple[_Read, ...]:
     """The fields to read; none where one is of a kind that Polars would make into the one that is asked for."""
-    by_token = {key.token: key for key in keys}
-    wanted = []
-    for spec in specs:
-        key = by_token.get(b'"%s"' % spec.name.encode())
+    by_path = {key.path: key for key in keys}
+    reads: list[_Read] = []
+    types: dict[Path, pl.DataType] = {}
+    for one in wanted:
+        read = _readable_one(by_path, one)
+        if read is None:
+            return ()
+        if read.dtype is not None and types.setdefault(read.path, read.dtype) != read.dtype:
+            return ()
+        reads.append(read)
+    return tuple(reads) if types else ()
+
+
+def _readable_one(keys: Mapping[Path, _Key], wanted: Wanted) -> _Read | None:
+    key = keys.get((wanted.name,))
+    for level, step in enumerate(wanted.steps if key is None or len(wanted.steps) == 1 else ()):
+        above = () if key is None or not level else key.path
+        key = next((keys[(*above, name)] for name in step.names if (*above, name) in keys), None)
         if key is None:
-            continue
-        number = _POLARS_TYPES[spec.dtype]()
-        if spec.shape is not None and key.holds_items(spec.row_values):
-            wanted.append(_Wanted(spec.name, pl.List(number), spec.row_values))
-        elif spec.shape is not None or spec.dtype is DType.STRING:
-            if not key.holds_string:
-                return ()
-            wanted.append(_Wanted(spec.name, pl.String(), 0))
-        else:
-            wanted.append(_Wanted(spec.name, number, 0))
-    return tuple(wanted)
+            return _Read(wanted, absent=level)
+        if level < len(wanted.steps) - 1 and not key.holds_object:
+            return _nothing_but_null(key, wanted)
+    return None if key is None or key.holds_object else _read_as(key, wanted)
 
 
-def _read(buffer: Buffer, rows: Rows, specs: Sequence[_Wanted]) -> Iterator[Lines]:
-    """Reads events of one shape and the same keys; those of blocks that can't be read are left out."""
-    lines = _attempt(buffer, rows, specs)
-    if lines is not None:
-        yield lines
-        return
-    rows = rows[np.fromiter((_looks_valid(buffer.value(row)) for row in rows.tolist()), np.bool_, len(rows))]
-    for start in range(0, len(rows), BLOCK_ROWS):
-        lines = _attempt(buffer, rows[start : start + BLOCK_ROWS], specs)
+def _read_as(key: _Key, wanted: Wanted) -> _Read | None:
+    spec = wanted.spec
+    number, nullable = _POLARS_TYPES[spec.dtype](), None if spec.null is None else key
+    if spec.shape is not None and key.holds_items(spec.row_values):
+        return _Read(wanted, key.path, pl.List(number), spec.row_values)
+    if spec.shape is not None or spec.dtype is DType.STRING:
+        return _Read(wanted, key.path, pl.String()) if key.holds_string else _nothing_but_null(key, wanted)
+    if spec.dtype is DType.BOOL and len(key.path) > 1:
+        return _Read(wanted, key.path, pl.String(), flags=True, nullable=nullable) if key.is_bare else None
+    return _Read(wanted, key.path, number, nullable=nullable)
+
+
+def _nothing_but_null(key: _Key, wanted: Wanted) -> _Read | None:
+    """Where only null can count for the field: if null counts, the events that have it are read."""
+    return _Read(wanted, nullable=key) if key.is_bare and wanted.spec.null is not None else None
+
+
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """Events of one shape and the same keys, and what is read of them."""
+
+    buffer: Buffer
+    quotes: _Quotes
+    reads: tuple[_Read, ...]
+
+    def read(self, rows: Rows) -> Iterator[Lines]:
+        """Reads events of the group; those of blocks that can't be read are left out."""
+        for read in self.reads:
+            if read.nullable is not None and read.dtype is None:
+                rows = rows[self._are_null(read.nullable, rows)]
+        if not rows.size:
+            return
+        lines = self._attempt(rows)
         if lines is not None:
             yield lines
+            return
+        rows = rows[np.fromiter((_looks_valid(self.buffer.value(row)) for row in rows.tolist()), np.bool_, len(rows))]
+        for start in range(0, len(rows), BLOCK_ROWS):
+            lines = self._attempt(rows[start : start + BLOCK_ROWS])
+            if lines is not None:
+                yield lines
+
+    def _are_null(self, key: _Key, rows: Rows) -> Mask:
+        """Which of the events have null behind the key, written as writers do; no other value begins like that."""
+        behind = self.quotes.of(key, rows) + len(key.token)
+        nulls: Mask = np.zeros(len(rows), np.bool_)
+        for text in _NULLS:
+            nulls |= self.buffer.window(behind, len(text)) == np.void(text)
+        return nulls
+
+    def _attempt(self, rows: Rows) -> Lines | None:
+        whole = len(rows) == len(self.buffer)
+        text = self.buffer.text() if whole else b"\n".join([self.buffer.value(row) for row in rows.tolist()])
+        frame = _frame(text, self.reads)
+        return None if frame is None or frame.height != len(rows) else self._lines(frame, rows)
+
+    def _lines(self, frame: pl.DataFrame, rows: Rows) -> Lines:
+        series = {read.name: _series(frame, read) for read in self.reads if read.dtype is not None}
+        nulls: dict[str, Mask] = {}
+        whole: Mask = np.ones(len(rows), np.bool_)
+        for read in self.reads:
+            column = series.get(read.name)
+            if column is None:
+                continue
+            if column.null_count():
+                there = column.is_not_null().to_numpy()
+                if read.nullable is not None:
+                    nulls[read.name] = ~there & self._are_null(read.nullable, rows)
+                    there = there | nulls[read.name]
+                whole &= there
+            if read.items:
+                whole &= _are_whole(column, read.items)
+        if not whole.all():
+            rows = rows[whole]
+            series = {name: column.filter(whole) for name, column in series.items()}
+            nulls = {name: mask[whole] for name, mask in nulls.items()}
+        return Lines(
+            rows,
+            {read.name: _made(read, series.get(read.name), nulls.get(read.name), len(rows)) for read in self.reads},
+        )
 
 
-def _attempt(buffer: Buffer, rows: Rows, specs: Sequence[_Wanted]) -> Lines | None:
-    text = buffer.text() if len(rows) == len(buffer) else b"\n".join([buffer.value(row) for row in rows.tolist()])
-    frame = _frame(text, specs)
-    return None if frame is None or frame.height != len(rows) else _lines(frame, rows, specs)
+def _made(read: _Read, series: pl.Series | None, nulls: Mask | None, size: int) -> Column:
+    """The column of a field; `nulls`: which rows hold a null that counts."""
+    if read.absent is not None:
+        return read.wanted.absent(read.absent, size)
+    if series is None:
+        return Opaque("null", size)
+    if nulls is None or not nulls.any():
+        return _column(series)
+    there, absent = np.flatnonzero(~nulls), np.flatnonzero(nulls)
+    return Choice(((there, _column(series.filter(~nulls))), (absent, Opaque("null", len(absent)))), size)
 
 
-def _frame(text: bytes, specs: Sequence[_Wanted]) -> pl.DataFrame | None:
-    schema = {spec.name: spec.dtype for spec in specs}
+def _series(frame: pl.DataFrame, read: _Read) -> pl.Series:
+    series = frame[read.path[0]]
+    for name in read.path[1:]:
+        series = series.struct.field(name)
+    if not read.flags:
+        return series
+    # Null where it is neither: a number.
+    return series.replace_strict({"true": True, "false": False}, default=None, return_dtype=pl.Boolean)
+
+
+def _frame(text: bytes, reads: Sequence[_Read]) -> pl.DataFrame | None:
     try:
-        return pl.read_ndjson(io.BytesIO(text), schema=schema, ignore_errors=True)
+        return pl.read_ndjson(io.BytesIO(text), schema=_schema(reads), ignore_errors=True)
     except (PolarsError, PanicException):  # some event is no JSON; which one, Polars does not say
         return None
 
 
-def _lines(frame: pl.DataFrame, rows: Rows, specs: Sequence[_Wanted]) -> Lines:
-    whole: Mask = np.ones(len(rows), np.bool_)
-    for spec, column in zip(specs, frame.get_columns(), strict=True):
-        if column.null_count():
-            whole &= column.is_not_null().to_numpy()
-        if spec.items:
-            whole &= _are_whole(column, spec.items)
-    if not whole.all():
-        frame, rows = frame.filter(whole), rows[whole]
-    return Lines(rows, {spec.name: _column(column) for spec, column in zip(specs, frame.get_columns(), strict=True)})
+def _schema(reads: Sequence[_Read]) -> dict[str, pl.DataType]:
+    """The types of what is read, those inside an object as a structure."""
+    tree: dict[str, Any] = {}
+    for read in reads:
+        if read.dtype is None:
+            continue
+        place = tree
+        for name in read.path[:-1]:
+            place = place.setdefault(name, {})
+        place[read.path[-1]] = read.dtype
+    return {name: _type(held) for name, held in tree.items()}
+
+
+def _type(held: Any) -> pl.DataType:
+    return pl.Struct({name: _type(inner) for name, inner in held.items()}) if isinstance(held, dict) else held
 
 
 def _are_whole(arrays: pl.Series, count: int) -> Mask:
