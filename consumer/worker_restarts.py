@@ -6,15 +6,16 @@
   hoped for: somebody has to look.
 
     restarts = Restarts()
-    restarts.after(lasted_s=3600.0)    # 0.0: at once
-    restarts.after(lasted_s=0.2)       # 0.5
+    restarts.after(steady_s=3600.0)    # 0.0: at once
+    restarts.after(steady_s=0.2)       # 0.5
 """
 
 from __future__ import annotations
 
-# Starting, joining the group and loading takes seconds; who lived longer has worked.
-STEADY_S = 10.0
-# In a row, by one worker: with the pauses between them some 8 s of pauses in all, enough for what passes by itself.
+# Counted from when it was about to join its group. Joining, loading and the first batch take seconds, some more of them
+# on a busy host; whoever lives for longer has worked.
+STEADY_S = 30.0
+# In a row, by one worker: with pauses of some 8 s between them, enough for what passes by itself.
 SHORT_LIVES_MAX = 5
 FIRST_PAUSE_S = 0.5
 LAST_PAUSE_S = 30.0
@@ -26,9 +27,9 @@ class Restarts:
     def __init__(self) -> None:
         self.short_lives = 0
 
-    def after(self, lasted_s: float) -> float | None:
-        """Seconds to wait before the next start, after a life of `lasted_s`; None if there is to be none."""
-        if lasted_s >= STEADY_S:
+    def after(self, steady_s: float) -> float | None:
+        """Seconds to wait before the next start, after a life that worked for `steady_s`; None for never."""
+        if steady_s >= STEADY_S:
             self.short_lives = 0
             return 0.0
         self.short_lives += 1

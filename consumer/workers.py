@@ -49,6 +49,7 @@ class _Life:
     number: int
     process: subprocess.Popen[bytes]
     began_s: float
+    started_s: float | None = None  # when it had come as far as to its group
     unread: bytes = b""
     stopped: Mapping[str, Any] | None = None  # its last report, if it came to that
     error: ModelcastError | None = None
@@ -166,6 +167,7 @@ class Supervisor:
             self._command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
+            process_group=0,  # Ctrl-C in a terminal is this process's to pass on
             env={**os.environ, WORKER_VARIABLE: f"{os.getpid()}:{number}"},
         )
         life = _Life(number, process, time.monotonic())
@@ -204,6 +206,7 @@ class Supervisor:
         match report["event"]:
             case "started":
                 self._started = True
+                life.started_s = time.monotonic()
             case "progress":
                 self._totals.tell(life.number, report)
                 self._news = True
@@ -230,11 +233,13 @@ class Supervisor:
         self._close(life)
         place.life = None
         self._totals.end(place.number)
-        lasted_s = time.monotonic() - life.began_s
+        now = time.monotonic()
+        lasted_s = now - life.began_s
         how = _how(life.process.returncode)
         pause_s: float | None = None
         if self._deadline_s is None:
-            pause_s = self._pause_after(place, life, lasted_s, how)
+            steady_s = 0.0 if life.started_s is None else now - life.started_s
+            pause_s = self._pause_after(place, life, steady_s, how)
         elif life.error is not None and self._failure is None:
             self._failure = life.error
         report = {"event": "worker_ended", "worker": place.number, "pid": life.process.pid, "how": how}
@@ -243,10 +248,10 @@ class Supervisor:
         text = f"[{'dim' if wanted else 'yellow'}]ended[/]    {how} after {lasted_s:.1f} s{coming}"
         self._pass_on({**report, "seconds": round(lasted_s, 3), "restart_in_s": pause_s}, None if wanted else text)
         if pause_s is not None:
-            place.start_at_s = time.monotonic() + pause_s
+            place.start_at_s = now + pause_s
             self._restarted += 1
         elif self._failure is not None and self._deadline_s is None:
-            self._stop(time.monotonic())
+            self._stop(now)
 
     def _is_done(self, life: _Life) -> bool:
         """Whether the worker has come to the end that was asked for; asked to stop before it, it left something."""
@@ -254,13 +259,13 @@ class Supervisor:
             return False
         return life.stopped is None or life.stopped.get("left") == 0
 
-    def _pause_after(self, place: _Place, life: _Life, lasted_s: float, how: str) -> float | None:
+    def _pause_after(self, place: _Place, life: _Life, steady_s: float, how: str) -> float | None:
         """How long until the worker is started again; None if it is not, because all is done or `_failure` is set."""
         if self._is_done(life):
             return None
         error = life.error
         hopeless = error is not None and (not error.retriable or not self._started)
-        pause_s = None if hopeless else place.restarts.after(lasted_s)
+        pause_s = None if hopeless else place.restarts.after(steady_s)
         if pause_s is None:
             number = place.number
             if error is None:
