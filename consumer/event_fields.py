@@ -97,7 +97,7 @@ def _protobuf_kind(field: Field) -> str:
             return _PROTOBUF_KINDS[field.message.fields["value"].kind]
         return "long" if field.message.name == TIMESTAMP else OTHER
     kind = _PROTOBUF_KINDS.get(field.kind, OTHER)
-    return _array_kind({kind}) if field.repeated else kind
+    return array_of(kind) if field.repeated and kind is not OTHER else kind
 
 
 def schema_kinds(schema: Schema) -> Mapping[str, str]:
