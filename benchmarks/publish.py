@@ -66,7 +66,7 @@ class Rates:
         try:
             costs = {"bare_produce": apart(bare_produce, place, payload)}
             costs["publish"], uploaded = apart(upload, place, payload)
-            costs["bare_consume"] = apart(bare_consume, place, payload)
+            costs["bare_consume"] = apart(bare_consume, place, payload.size_bytes)
             costs["fetch"] = apart(fetch, place, payload, uploaded, cache)
         finally:
             shutil.rmtree(cache, ignore_errors=True)

@@ -45,7 +45,7 @@ from modelcast.trust.writing import trust_key
 
 from . import cascade
 from .swapping import Application, Footprint, Gaps, Live
-from .transfers import MODEL, Place, apart
+from .transfers import MODEL, Place, apart, bare_consume
 
 DEFAULT_MB: Final = 400
 DEFAULT_ROUNDS: Final = 3
@@ -63,7 +63,6 @@ _VERSIONS: Final = 3
 _SETTLING_SWAPS: Final = 100
 _FOOTPRINTS: Final = 10
 _BROKER_HEAP_MB: Final = 1024
-_BARE_TIMEOUT_S: Final = 120.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +129,7 @@ class Rounds:
         time.sleep(took_s + _AFTER_LIVE_S)
         quiet = application.end()
         application.begin()
-        fetch_s = apart(bare_fetch, self._place, self._size)
+        fetch_s = apart(bare_consume, self._place, self._size).seconds
         load_s = apart(bare_load, self._model.directory / GRAPH_PATH)
         beside = application.end()
         third, third_s, more_gaps = self._swap(application, 3)
@@ -154,33 +153,6 @@ class Rounds:
         live = application.wait_live(version)
         time.sleep(_AFTER_LIVE_S)
         return live, live.at_s - began, application.end()
-
-
-def bare_fetch(place: Place, size: int) -> float:
-    """Seconds the plain client takes to read as many bytes of a topic, dropping them, with what suits it."""
-    from confluent_kafka import Consumer, TopicPartition
-
-    consumer = Consumer(
-        {
-            "bootstrap.servers": place.servers,
-            "group.id": "benchmark",
-            "enable.auto.commit": False,
-            "fetch.queue.backoff.ms": 5,
-            "queued.max.messages.kbytes": 65_536,
-        }
-    )
-    consumer.list_topics(timeout=_BARE_TIMEOUT_S)
-    left = size
-    began = time.monotonic()
-    consumer.assign([TopicPartition(place.topic, number, 0) for number in range(place.partitions)])
-    while left > 0:
-        for message in consumer.consume(32, 0.1):
-            left -= len(message.value() or b"")
-        if time.monotonic() - began > _BARE_TIMEOUT_S:
-            raise SystemExit(f"{left} of {size} bytes of {place.topic} were not read in {_BARE_TIMEOUT_S:g} s")
-    seconds = time.monotonic() - began
-    consumer.close()
-    return seconds
 
 
 def bare_load(graph: Path) -> float:

@@ -32,6 +32,7 @@ P = ParamSpec("P")
 MODEL = "benchmark"
 REPOSITORY = "benchmark"
 _FLUSH_S = 120.0
+_READ_S = 120.0
 _POLL_S = 0.1
 
 # The best of what was tried on two shared cores (queues of 16 to 256 MiB, batches of 1 to 4 MB, linger 0 to 50 ms).
@@ -128,18 +129,21 @@ def bare_produce(place: Place, payload: Payload) -> Cost:
     return cost()
 
 
-def bare_consume(place: Place, payload: Payload) -> Cost:
-    """The plain client's consumer, reading a topic that `bare_produce` filled."""
+def bare_consume(place: Place, size: int) -> Cost:
+    """The plain client's consumer, reading so many bytes of a topic and dropping them."""
     from confluent_kafka import Consumer, TopicPartition
 
     consumer = Consumer({"bootstrap.servers": place.servers, **_BARE_CONSUMER})
     consumer.list_topics(timeout=_FLUSH_S)
-    left = payload.size_bytes
+    left = size
     with measured() as cost:
         consumer.assign([TopicPartition(place.topic, number, 0) for number in range(place.partitions)])
-        while left:
+        deadline = time.monotonic() + _READ_S
+        while left > 0:
             for message in consumer.consume(32, _POLL_S):
                 left -= len(message.value() or b"")
+            if time.monotonic() > deadline:
+                raise SystemExit(f"{left} of {size} bytes of {place.topic} were not read in {_READ_S:g} s")
     consumer.close()
     return cost()
 
