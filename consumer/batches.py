@@ -135,8 +135,9 @@ class BatchSizer:
     Not thread-safe.
     """
 
-    def __init__(self, *, events_max: int = EVENTS_MAX) -> None:
+    def __init__(self, *, events_max: int = EVENTS_MAX, bytes_max: int = BYTES_MAX) -> None:
         self._events_max = events_max
+        self._bytes_max = bytes_max
         self._version: object = None
         self._limit = min(FIRST_EVENTS, events_max)
         self._seconds_per_event: float | None = None
@@ -162,5 +163,5 @@ class BatchSizer:
         # Small batches are all overhead; the mean forgets them within a few large ones.
         self._seconds_per_event = per_event if known is None else (known + per_event) / 2
         by_time = DURATION_S / max(self._seconds_per_event, 1e-9)
-        by_bytes = BYTES_MAX / max(mean_bytes, 1.0)
+        by_bytes = self._bytes_max / max(mean_bytes, 1.0)
         self._limit = max(1, int(min(self._limit * _GROWTH, self._events_max, by_time, by_bytes)))

@@ -14,6 +14,7 @@ import typer
 from modelcast.cli.durations import seconds
 from modelcast.cli.options import CommandContext, connected
 from modelcast.cli.output import Output
+from modelcast.sizes import parse_size
 from modelcast.trust.options import PolicyOption
 
 from .report_text import as_json, as_text
@@ -194,6 +195,15 @@ def score(
             show_default=False,
         ),
     ] = None,
+    max_memory: Annotated[
+        str | None,
+        typer.Option(
+            "--max-memory",
+            metavar="SIZE",
+            help="What events and predictions under way may take beside the models, of each worker. Default: 512MiB.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Score a topic of events with the live versions of models; SIGTERM and Ctrl-C end it cleanly."""
     worker = Worker.here()
@@ -229,6 +239,7 @@ def score(
             event_format=event_format,
             event_schema=event_schema,
             schema_registry=schema_registry,
+            max_memory_bytes=None if max_memory is None else parse_size(max_memory, "--max-memory"),
             connection=context.connection,
             report=_printer(context.output) if worker is None else worker.tell,
         )

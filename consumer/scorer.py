@@ -35,6 +35,8 @@ from modelcast.schema_registry import SchemaRegistry
 from modelcast.trust.policy import WhenStale
 from modelcast.trust.watch import watch_policy
 
+from .batches import BatchSizer
+from .buffers import Buffers
 from .carrying import Carrier
 from .commit import Committer, Destination, FlushingCommitter, TransactionalCommitter
 from .control import ControlPlane
@@ -107,6 +109,8 @@ class Scorer:
             with.
         schema_registry: URL of the Schema Registry that framed events name their schemas by; by default
             `MODELCAST_SCHEMA_REGISTRY` or the property `schema.registry.url`.
+        max_memory_bytes: What events and predictions may take while they are under way, beside the models; 512 MiB by
+            default.
         bootstrap_servers: `host:port[,…]`; by default `MODELCAST_BOOTSTRAP_SERVERS`, the properties file, or the
             running dev broker.
         prefix: The repository's topic prefix.
@@ -152,6 +156,7 @@ class Scorer:
         event_format: str = EventFormat.AUTO,
         event_schema: Schema | Path | str | None = None,
         schema_registry: str | None = None,
+        max_memory_bytes: int | None = None,
         bootstrap_servers: str | None = None,
         prefix: str | None = None,
         properties: Mapping[str, str] | None = None,
@@ -184,9 +189,13 @@ class Scorer:
         self._runtime = runtime.versions()
         runtime.check_device(device)
         self._device = device
-        self._connection = connection or Connection.resolve(
-            bootstrap_servers, properties_file=properties_file, properties=properties, prefix=prefix
-        )
+        self._buffers = Buffers.of(max_memory_bytes)
+        self._connection = (
+            connection
+            or Connection.resolve(
+                bootstrap_servers, properties_file=properties_file, properties=properties, prefix=prefix
+            )
+        ).with_defaults(self._buffers.properties)
         self._connection.topics.refuse_own(self._to.events, *self._to.outputs)
         self._group = group or self._targets.group(self._connection.prefix)
         self._named_instance = instance
@@ -308,6 +317,7 @@ class Scorer:
             Lineup([plane.slot(ref) for ref in self._refs], when_failing=self._when_failing),
             observer.hooks(),
             end=end,
+            sizer=BatchSizer(bytes_max=self._buffers.batch_bytes),
         )
         stack.callback(self._loop.close)
         lag = LagMeter(log, self._to.events)

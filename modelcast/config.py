@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from modelcast.errors import BrokerError, ConfigError
@@ -85,6 +85,10 @@ class Connection:
     @property
     def bootstrap_servers(self) -> str:
         return self.settings[BOOTSTRAP]
+
+    def with_defaults(self, properties: Mapping[str, str]) -> Connection:
+        """With these properties where the user gave none of the name."""
+        return replace(self, settings={**properties, **self.settings})
 
     def open_log(self) -> GroupLog:
         """Connects. Raises BrokerError."""
