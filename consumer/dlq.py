@@ -147,7 +147,8 @@ def letters(log: Log, topic: str, stretch: Stretch) -> Iterator[StoredLetter]:
         TopicNotFoundError: There is no such topic, or partition.
         BrokerError: The topic could not be read to its end.
     """
-    begins, ends = log.begin_offsets(topic), dict(log.end_offsets(topic, committed=False))
+    ends = dict(_ends(log, topic))
+    begins = log.begin_offsets(topic)
     if stretch.partition is not None and stretch.partition not in begins:
         raise TopicNotFoundError(
             f"topic {topic!r} has no partition {stretch.partition}", hint=f"It has 0 to {len(begins) - 1}."
@@ -160,6 +161,15 @@ def letters(log: Log, topic: str, stretch: Stretch) -> Iterator[StoredLetter]:
         letter = StoredLetter.of(record)
         if stretch.word is None or letter.word == stretch.word:
             yield letter
+
+
+def _ends(log: Log, topic: str) -> Mapping[int, int]:
+    try:
+        return log.end_offsets(topic, committed=False)
+    except TopicNotFoundError as error:
+        raise TopicNotFoundError(
+            error.message, hint="A scorer's dead letters are on PREDICTIONS.dead-letters, unless it was told otherwise."
+        ) from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -283,7 +293,7 @@ class Replay:
             FencedError: Another replay of this topic has begun.
             BrokerError: Kafka is not there, or refuses: what is in `replayed` was sent, nothing else.
         """
-        ends = self._log.end_offsets(self._topic, committed=False)
+        ends = _ends(self._log, self._topic)
         if self._to is not None:
             self._target(self._to)
         if dry:
