@@ -59,6 +59,9 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class _Denied:
+    """A schema that is not there, or of no use: what was said last, and when first and last."""
+
+    answer: UnusableWriter | None
     first_s: float
     last_s: float
 
@@ -121,21 +124,21 @@ class SchemaRegistry:
         with self._lock:
             denied, now = self._denied.get(frame), self._clock()
             if denied is not None and now - denied.last_s < ABSENT_S:
-                return None
+                return denied.answer
             try:
                 found = self._look_up(frame)
             except SchemaRegistryError:
                 if denied is None or now - denied.first_s < DENIED_ANEW_S:
                     raise
-                return None
+                return denied.answer
             self._note(frame, found, now)
             return found
 
     def _note(self, frame: bytes, found: WriterSchema | None, now: float) -> None:
         # What can't be used may be mended, by a reference that was missing: it is looked at again as one not there.
         if found is None or isinstance(found, UnusableWriter):
-            denied = self._denied.setdefault(frame, _Denied(now, now))
-            denied.last_s = now
+            denied = self._denied.setdefault(frame, _Denied(found, now, now))
+            denied.answer, denied.last_s = found, now
             while len(self._denied) > ABSENT_MAX:
                 del self._denied[next(iter(self._denied))]
         else:
