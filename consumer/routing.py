@@ -114,7 +114,9 @@ def routed(result: Result, routing: Routing, count: int, models: int) -> tuple[l
         for at in np.flatnonzero(places[found.rows] == NOWHERE).tolist()
     ]
     if routing.otherwise == NOWHERE:
-        lost += [PoisonEvent(event.index, NO_ROUTE, event.message) for event in found.poison]
+        lost += [
+            PoisonEvent(event.index, NO_ROUTE, f"no model can be chosen: {event.message}") for event in found.poison
+        ]
     else:
         places[[event.index for event in found.poison]] = routing.otherwise
     return [places == place for place in range(models)], lost

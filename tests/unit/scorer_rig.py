@@ -6,18 +6,21 @@ import json
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
 from modelcast.avro import FRAME_BYTES
 from modelcast.consumer.batches import BatchSizer
 from modelcast.consumer.binding import Binding
+from modelcast.consumer.carrying import Carrier
 from modelcast.consumer.commit import Committer, Destination, FlushingCommitter, TransactionalCommitter
 from modelcast.consumer.dead_letters import DeadLetterBuilder
 from modelcast.consumer.end import EndOfTopic
-from modelcast.consumer.lineup import Lineup
+from modelcast.consumer.lineup import Lineup, WhenFailing
 from modelcast.consumer.loop import LoopHooks, ScoringLoop
+from modelcast.consumer.routing import Routing
 from modelcast.consumer.scoring import Scoring
 from modelcast.consumer.slot import Slot
 from modelcast.errors import LoadError
@@ -25,12 +28,13 @@ from modelcast.events.schemas import SchemaTopic
 from modelcast.events.writers import WriterSchemas
 from modelcast.log import BEGINNING, LogRecord, TopicSpec
 from modelcast.names import ModelVersion
+from modelcast.records import Signature
 from modelcast.runtime import Array
 from modelcast.testing.group import MemoryGroupConsumer, MemoryGroupLog
 from modelcast.topics import Topics
 
 from .control_rig import wait_until
-from .registry_records import manifest
+from .registry_records import SIGNATURE, manifest
 
 SCORES = "scores"
 TO = Destination("events", (SCORES,), "scores.dead-letters")
@@ -40,17 +44,19 @@ SOON_S = 10.0
 
 
 class FunctionServable:
-    """A version whose score is `amount + bias`; rows for which `fails` is true it can't take."""
+    """A version whose score is its first field plus `bias`; rows for which `fails` is true it can't take."""
 
     def __init__(
         self,
         version: int,
         *,
+        model: str = "fraud",
+        signature: Signature = SIGNATURE,
         bias: float = 0.0,
         fails: Callable[[Array], bool] | None = None,
         before: Callable[[], object] | None = None,
     ) -> None:
-        self.manifest = manifest(version)
+        self.manifest = replace(manifest(version, model=model), signature=signature)
         self.id = ModelVersion(self.manifest.model, version)
         self.binding = Binding(self.manifest.signature)
         self.device = "cpu"
@@ -62,7 +68,7 @@ class FunctionServable:
     def run(self, columns: Mapping[str, Array]) -> dict[str, Array]:
         if self._before is not None:
             self._before()
-        amounts = columns["amount"]
+        amounts = columns[self.manifest.signature.fields[0]]
         if self._fails is not None and self._fails(amounts):
             raise LoadError("the model failed on its input")
         self.batches.append(len(amounts))
@@ -84,9 +90,9 @@ class Heard:
 class Rig:
     """One log, any number of scorers on it."""
 
-    def __init__(self, *, partitions: int = 1) -> None:
+    def __init__(self, *, partitions: int = 1, topics: Sequence[str] = ()) -> None:
         self.log = MemoryGroupLog()
-        for name in (TO.events, *TO.outputs):
+        for name in (TO.events, *TO.outputs, *topics):
             self.log.create(TopicSpec(name, partitions))
         for spec in TOPICS.specs(blob_partitions=1, replication_factor=1):
             self.log.create(spec)
@@ -97,9 +103,11 @@ class Rig:
         for amount in amounts:
             self.send_bytes(json.dumps({"amount": amount, "age": 1}).encode(), partition=partition)
 
-    def send_bytes(self, value: bytes | None, *, partition: int = 0) -> None:
+    def send_bytes(
+        self, value: bytes | None, *, partition: int = 0, headers: Sequence[tuple[str, bytes | None]] = ()
+    ) -> None:
         writer = self.log.writer()
-        writer.send(TO.events, key=b"k", value=value, partition=partition)
+        writer.send(TO.events, key=b"k", value=value, partition=partition, headers=headers)
         writer.flush(1)
 
     def end(self) -> EndOfTopic:
@@ -116,15 +124,22 @@ class Rig:
 
     def predictions(self) -> list[tuple[int, int, int, float]]:
         """(source partition, source offset, version, score) of each prediction, in the topic's order."""
+        return [
+            (datum["source"]["partition"], datum["source"]["offset"], datum["version"], datum["score"])
+            for datum in self.data(SCORES)
+        ]
+
+    def data(self, topic: str) -> list[dict[str, Any]]:
+        """Predictions as they were written, in the topic's order."""
         schemas = SchemaTopic(self.log, TOPICS)
         found = []
-        for record in self.records(SCORES):
+        for record in self.records(topic):
             assert record.value is not None
             schema = schemas.find(record.value[2:FRAME_BYTES])
             assert schema is not None, "a prediction's schema was not described before it"
             datum = schema.decode(record.value, start=FRAME_BYTES)
             assert datum["source"]["partition"] == record.partition
-            found.append((record.partition, datum["source"]["offset"], datum["version"], datum["score"]))
+            found.append(datum)
         return found
 
     def committed(self) -> Mapping[int, int]:
@@ -132,13 +147,22 @@ class Rig:
 
 
 class RunningScorer:
-    """A loop on a thread of its own; use as a context manager."""
+    """A loop on a thread of its own; use as a context manager.
+
+    Args:
+        live: The live version of the first model, whose predictions go to `SCORES`.
+        others: Topic and live version of further models.
+    """
 
     def __init__(
         self,
         rig: Rig,
         *,
         live: FunctionServable | None = None,
+        others: Sequence[tuple[str, FunctionServable | None]] = (),
+        routing: Routing | None = None,
+        carrier: Carrier | None = None,
+        when_failing: WhenFailing = WhenFailing.WAIT,
         end: EndOfTopic | None = None,
         instance: str | None = None,
         at_least_once: bool = False,
@@ -146,8 +170,11 @@ class RunningScorer:
     ) -> None:
         self.rig = rig
         self.slot = Slot("fraud")
-        if live is not None:
-            self.slot.swap(live)  # type: ignore[arg-type]
+        models = [(SCORES, live), *others]
+        self.slots = [self.slot, *(Slot(f"model {place}") for place in range(1, len(models)))]
+        for slot, (_, servable) in zip(self.slots, models, strict=True):
+            if servable is not None:
+                slot.swap(servable)  # type: ignore[arg-type]
         self.heard = Heard()
         self.on_tick: Callable[[], object] = lambda: None
         self.consumer: MemoryGroupConsumer
@@ -166,12 +193,20 @@ class RunningScorer:
             rig.partitions,
             self._join_group,
             self.committer,
-            Scoring(TO.events, [SCORES], WriterSchemas(schemas), schemas.register, DeadLetterBuilder(TO.events)),
-            Lineup([self.slot]),
+            Scoring(
+                TO.events,
+                [topic for topic, _ in models],
+                WriterSchemas(schemas),
+                schemas.register,
+                DeadLetterBuilder(TO.events),
+                routing=routing,
+                carrier=carrier,
+            ),
+            Lineup(self.slots, when_failing=when_failing),
             LoopHooks(
                 knows_fields=lambda: bool(self.heard.learned),
                 learn=lambda value, _: self.heard.learned.append(value),
-                model_failed=lambda _place, _servable, message: self.heard.failed.append(message),
+                model_failed=lambda _place, servable, message: self.heard.failed.append(f"{servable.id}: {message}"),
                 waiting=self.heard.waiting.append,
                 recovering=self.heard.recovering.append,
                 tick=lambda: self.on_tick(),  # noqa: PLW0108 - tests put another in its place
