@@ -20,7 +20,6 @@ import hashlib
 import json
 import logging
 import os
-import tempfile
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +36,7 @@ from modelcast.names import check_model_name
 from modelcast.records import FORMAT_VERSION, Release, RepositoryIdentity, Withdrawn
 from modelcast.registry.delta import RegistryDelta
 from modelcast.registry.image import ModelEntry, RegistryImage, VersionRecord
+from modelcast.replacing import replace_file
 from modelcast.topics import REPOSITORY_KEY, RegistryKey
 from modelcast.trust.admission import Admission
 
@@ -197,7 +197,7 @@ class SnapshotStore:
                 known = self._read(path)
                 if known is not None and known.revision > snapshot.revision and known.repository == snapshot.repository:
                     return known.content == snapshot.content
-                _replace(path, _encode(self._scope, snapshot))
+                replace_file(path, _encode(self._scope, snapshot))
                 if not self._is_swept:
                     self._sweep()
         except (OSError, Timeout) as error:
@@ -320,14 +320,3 @@ def _record(entry: object) -> LogRecord:
 
 def _text(data: bytes) -> str:
     return base64.b64encode(data).decode()
-
-
-def _replace(path: Path, data: bytes) -> None:
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise

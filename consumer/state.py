@@ -15,15 +15,14 @@ One file per repository, `<folder>/marks/<uuid>.json`: `{"fraud": 12}` without s
 from __future__ import annotations
 
 import json
-import os
 import re
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 from modelcast.errors import ConfigError
+from modelcast.replacing import replace_file
 
 # Another process holds the lock for one small write; whoever waits longer than this waits for a stopped process.
 LOCK_TIMEOUT_S = 5.0
@@ -92,7 +91,8 @@ class Marks:
             with FileLock(path.with_suffix(".lock"), timeout=LOCK_TIMEOUT_S):
                 for name, marks in self._read(repository).items():
                     known[name] = _merged(known.get(name, {}), marks)
-                _replace(path, json.dumps({n: _as_json(marks) for n, marks in known.items()}, sort_keys=True).encode())
+                data = json.dumps({name: _as_json(marks) for name, marks in known.items()}, sort_keys=True)
+                replace_file(path, data.encode(), synced=True)
         except (OSError, Timeout) as error:
             others = f" and {len(risen) - 1} others" if len(risen) > 1 else ""
             raise ConfigError(
@@ -153,16 +153,3 @@ def _from_json(value: object) -> _ModelMarks:
             case _:
                 raise ValueError("a mark has no sequence or no signers")
     return marks
-
-
-def _replace(path: Path, data: bytes) -> None:
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -22,6 +21,7 @@ from modelcast.blobs import chunk_count
 from modelcast.folders import state_folder
 from modelcast.log import Log, LogRecord
 from modelcast.records import FileEntry
+from modelcast.replacing import replace_file
 from modelcast.scan import scan
 from modelcast.topics import ChunkKey, Topics, blob_partition
 
@@ -121,7 +121,5 @@ class Leftovers:
         # In a container whose disk is read-only, a publication that is broken off is sent again.
         with contextlib.suppress(OSError):
             self._mark.parent.mkdir(parents=True, exist_ok=True)
-            # A rival publisher on this host writes the same mark: each writes a file of its own and renames it.
-            with tempfile.NamedTemporaryFile("w", dir=self._mark.parent, suffix=".partial", delete=False) as partial:
-                json.dump({str(partition): offset for partition, offset in starts.items()}, partial)
-            Path(partial.name).replace(self._mark)
+            # A rival publisher on this host may write the same mark now.
+            replace_file(self._mark, json.dumps({str(number): offset for number, offset in starts.items()}).encode())

@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import tempfile
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
+
+from modelcast.replacing import replace_file
 
 LOGGER: Final = logging.getLogger("modelcast.trust")
 
@@ -89,14 +89,7 @@ class SteadyClock:
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             floor_ms = max(self._floor_ms, self._read())  # another process of this user may be ahead
-            handle, name = tempfile.mkstemp(dir=self._path.parent, prefix=FILE_NAME)
-            try:
-                with os.fdopen(handle, "w", encoding="utf-8") as file:
-                    json.dump({"floor_ms": floor_ms}, file)
-                Path(name).replace(self._path)
-            except BaseException:
-                Path(name).unlink(missing_ok=True)
-                raise
+            replace_file(self._path, json.dumps({"floor_ms": floor_ms}).encode())
         except OSError as error:
             self._complain(error)
 

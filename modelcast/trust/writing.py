@@ -6,8 +6,6 @@ other.
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from fnmatch import fnmatchcase
@@ -15,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from modelcast.errors import ConfigError, MissingExtraError, UsageError
+from modelcast.replacing import replace_file
 from modelcast.trust.keys import PublicKey
 from modelcast.trust.policy import TrustPolicy, WhenStale, parse_policy, read_text
 
@@ -137,15 +136,7 @@ def _spaced(text: str) -> str:
 def _replace(path: Path, text: str) -> None:
     path = path.resolve()  # a link stays one
     mode = path.stat().st_mode & 0o777 if path.exists() else 0o644
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        Path(name).chmod(mode)
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    replace_file(path, text.encode(), mode=mode)
 
 
 def _tomlkit() -> Any:

@@ -112,11 +112,11 @@ def test_models_first_seen_together_cost_one_write(tmp_path: Path, monkeypatch: 
     """Nothing is loaded before all marks are raised: of a thousand models, each in a write of its own, in 6 s."""
     writes: list[Path] = []
 
-    def replace(path: Path, data: bytes) -> None:
+    def replace(path: Path, data: bytes, **_: bool) -> None:
         writes.append(path)
         path.write_bytes(data)
 
-    monkeypatch.setattr(state, "_replace", replace)
+    monkeypatch.setattr(state, "replace_file", replace)
     models = [f"model-{number}" for number in range(20)]
     rig = Rig(tmp_path, refs=tuple(map(ModelRef, models)))
     rig.init()
