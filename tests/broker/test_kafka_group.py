@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, suppress
@@ -348,6 +349,25 @@ def test_a_commit_for_a_partition_lost_meanwhile_is_refused(log: KafkaLog, join:
         producer.send_offsets(events, {mine: 1}, old.consumer.group_metadata())
         producer.commit()
         assert old.consumer.committed([0, 1]) == {mine: 1}
+
+
+def test_a_member_waits_for_offsets_that_somebody_s_open_transaction_may_still_commit(
+    log: KafkaLog, join: Callable[..., Member]
+) -> None:
+    events = fresh(log)
+    put(log, events, b"1", b"2", b"3")
+    first = join(events)
+    first.consume(lambda read: len(read) == 3)
+    with closing(log.transactional_batch_producer(events, timeout_ms=TRANSACTION_TIMEOUT_MS)) as producer:
+        producer.begin()
+        producer.send_offsets(events, {0: 2}, first.consumer.group_metadata())
+        first.consumer.close()
+        later = threading.Timer(0.5, producer.commit)
+        later.start()
+        try:
+            assert numbers(join(events).consume(bool)) == [b"3"], "events of the open transaction were read again"
+        finally:
+            later.join()
 
 
 def test_a_transaction_may_be_finished_inside_on_revoke(log: KafkaLog, join: Callable[..., Member]) -> None:
