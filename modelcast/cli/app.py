@@ -16,6 +16,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from modelcast import __version__
+from modelcast.cli.options import split_common
 from modelcast.cli.output import Output
 from modelcast.errors import ExitCode, ModelcastError
 
@@ -56,6 +57,23 @@ class LazyGroup(TyperGroup):
         target = COMMANDS.get(cmd_name)
         return None if target is None else _load(cmd_name, target)
 
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Hands common options that stand before the command on to it: which of them it takes, it says itself."""
+        common, rest = split_common(args)
+        if common and rest:
+            named = self._named(ctx, rest)
+            args = [*rest[:named], *(common if named else ()), *rest[named:]]
+        return super().parse_args(ctx, args)
+
+    def _named(self, ctx: Any, words: list[str]) -> int:
+        """How many words name the command, groups included."""
+        found: Any = self
+        for count, word in enumerate(words):
+            found = found.get_command(ctx, word) if hasattr(found, "get_command") else None
+            if found is None:
+                return count
+        return len(words)
+
 
 def _load(name: str, target: str) -> TyperCommand | TyperGroup:
     module, _, attribute = target.partition(":")
@@ -78,6 +96,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     help="Publish trained models onto Kafka; hot-swap them into running applications; score events inline.",
     epilog=(
+        "What every command takes (-b, -F, -X, --prefix, --json) may stand before it, too.\n\n"
         "Exit codes: 0 done, 1 internal, 2 usage, 3 broker or store, 4 not found, 5 model refused, 6 gate, "
         "7 fenced, 130 interrupted."
     ),

@@ -5,14 +5,15 @@
     def release(context: CommandContext, name: ModelArgument, version: VersionArgument) -> None: ...
 
 `connected` puts `-b/--bootstrap-servers`, `-F`, `-X`, `--prefix` and `--json` behind the command's own options and
-hands the command a `CommandContext`; `plain` does the same with `--json` only, for commands that need no broker.
+hands the command a `CommandContext`; `plain` does the same with `--json` only, for commands that need no broker. The
+root command takes them before a command's name too, and hands them on.
 """
 
 from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -53,6 +54,11 @@ Prefix = Annotated[
     str | None, typer.Option("--prefix", envvar=ENV_PREFIX, help="Topic prefix of the repository. Default: modelcast.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output, all else on standard error.")]
+
+
+# The names of all of these: of those that take a value, and the other.
+_VALUED = frozenset({"-b", "--bootstrap-servers", "-F", "--properties-file", "-X", "--property", "--prefix"})
+_FLAG = "--json"
 
 
 @dataclass(frozen=True)
@@ -113,6 +119,20 @@ def plain(command: Callable[Concatenate[CommandContext, P], None]) -> Callable[.
             command(context, *args, **kwargs)
 
     return _with_options(wrapper, command, {"json": (Json, False)})
+
+
+def split_common(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The common options that words of a command line begin with, and the other words."""
+    at = 0
+    while at < len(words):
+        word = words[at]
+        if word in _VALUED:
+            at += 2
+        elif word == _FLAG or word.partition("=")[0] in _VALUED or (word[1:2] != "-" and word[:2] in _VALUED):
+            at += 1
+        else:
+            break
+    return list(words[:at]), list(words[at:])
 
 
 def _with_options(
