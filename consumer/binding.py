@@ -3,7 +3,8 @@
 - A model asks for each event field once, as one element type (`FieldSpec`); a field that feeds inputs of several types
   is asked for as the strictest of them and widened per input.
 - What an event has must convert without loss of meaning: floats from any number, integers from int and long, strings
-  from string and enum, bool from boolean. A nullable field counts as what it is when it is there.
+  from string and enum, bool from boolean. A nullable field counts as what it is when it is there; where the signature
+  says what null counts as, the field need not be there at all.
 - An input of one field is that field's column, not copied; an input of F fields is one matrix `[N, F]`, filled column
   by column.
 - An input of one field and more than one value a row, `[N, d1, …, dk]`, is a tensor: the field holds the whole row
@@ -18,7 +19,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -74,8 +75,8 @@ class Binding:
 
     Raises:
         BindingError: The signature itself asks for what can't be: an input without fields, a matrix of another width
-            than its fields, a tensor no event could hold, one field as both text and number or as several tensors, or
-            an output no prediction can hold.
+            than its fields, a tensor no event could hold, one field as both text and number or as several tensors,
+            null as something that is no value of its field, or an output no prediction can hold.
     """
 
     def __init__(self, signature: Signature) -> None:
@@ -87,7 +88,8 @@ class Binding:
             if output.dtype is DType.UINT8:
                 raise BindingError(f"output {output.name!r} is uint8, which no prediction can hold")
         self.signature = signature
-        self.specs = tuple(specs[name] for name in signature.fields)
+        nulls = {rule.field: rule.value for rule in signature.nulls}
+        self.specs = tuple(_with_null(specs[name], nulls.get(name)) for name in signature.fields)
         self._dtypes = {entry.name: numpy_dtype(entry.dtype) for entry in signature.inputs}
 
     def check(self, fields: EventFields) -> None:
@@ -166,6 +168,13 @@ def _specs(entry: InputBinding) -> list[FieldSpec]:
     return [FieldSpec(name, entry.dtype) for name in entry.fields]
 
 
+def _with_null(spec: FieldSpec, null: str | None) -> FieldSpec:
+    try:
+        return spec if null is None else replace(spec, null=null)
+    except ValueError as error:
+        raise BindingError(f"null can't count as {null!r} in field {spec.name!r} ({spec.wanted}): {error}") from error
+
+
 def _stricter(one: FieldSpec, other: FieldSpec) -> FieldSpec:
     if one == other:
         return one
@@ -178,6 +187,8 @@ def _stricter(one: FieldSpec, other: FieldSpec) -> FieldSpec:
 
 def _fault(spec: FieldSpec, kinds: Mapping[str, str]) -> str | None:
     kind = kinds.get(spec.name)
+    if kind is None and spec.null is not None:
+        return None
     if kind is None:
         return f"field {spec.name!r} ({spec.wanted}) is missing" + _meant(spec.name, kinds)
     allowed = _KINDS[spec.dtype]

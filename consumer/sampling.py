@@ -113,9 +113,9 @@ class EventFieldsSource:
         payload = (value or b"")[framed.skip :]
         match self._schemas.find(framed.frame):
             case AvroWriter(schema):
-                return avro_said(schema)
+                return avro_said(schema, self._formats.event_schema)
             case JsonWriter():
-                return json_said(payload)
+                return json_said(payload, self._formats.event_schema)
             case ProtobufWriter(schema):
                 try:
                     indexes, _ = read_indexes(payload if framed.behind is None else framed.behind or b"\0")
@@ -130,4 +130,4 @@ class EventFieldsSource:
         if self._formats.format is EventFormat.JSON or (self._formats.format is EventFormat.AUTO and schema is None):
             return json_said(value)
         unframed = self._formats.format in (EventFormat.AUTO, EventFormat.AVRO)
-        return avro_said(schema) if schema is not None and unframed else None
+        return avro_said(schema, self._formats.event_schema) if schema is not None and unframed else None

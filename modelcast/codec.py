@@ -31,6 +31,7 @@ from modelcast.records import (
     Manifest,
     ModelState,
     ModelStatus,
+    NullRule,
     OutputSpec,
     Refusal,
     Release,
@@ -157,7 +158,7 @@ def _decode_release(data: bytes) -> Release:
 
 def _decode_manifest(data: bytes) -> Manifest:
     datum = _read("manifest", data)
-    inputs, outputs = datum.pop("inputs"), datum.pop("outputs")
+    inputs, outputs, nulls = datum.pop("inputs"), datum.pop("outputs"), datum.pop("nulls")
     manifest = Manifest(
         **{
             **datum,
@@ -168,6 +169,7 @@ def _decode_manifest(data: bytes) -> Manifest:
             "signature": Signature(
                 tuple(InputBinding(**_tensor(entry), fields=tuple(entry["fields"])) for entry in inputs),
                 tuple(OutputSpec(**_tensor(entry), field=entry["field"]) for entry in outputs),
+                tuple(NullRule(**entry) for entry in nulls),
             ),
         }
     )
@@ -195,6 +197,12 @@ def _check_manifest(manifest: Manifest) -> None:
     named = sum(len(binding.fields) for binding in manifest.signature.inputs)
     if named > MAX_FIELDS:  # each field counts once
         _require(len(manifest.signature.fields) <= MAX_FIELDS, f"{len(manifest.signature.fields)} fields")
+    ruled = [rule.field for rule in manifest.signature.nulls]
+    if ruled:
+        _require(len(set(ruled)) == len(ruled), "what null counts as, twice for a field")
+        _require(
+            set(ruled) <= set(manifest.signature.fields), "what null counts as, for a field the model does not take"
+        )
     paths = [entry.path for entry in manifest.files]
     _require(len(set(paths)) == len(paths), "a path twice")
     _require(paths == sorted(paths), "paths out of order")

@@ -93,11 +93,24 @@ class OutputSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class NullRule:
+    """What an event field counts as where it is null or not there: a value of its type as text, e.g. "nan"."""
+
+    field: str
+    value: str
+
+
+@dataclass(frozen=True, slots=True)
 class Signature:
-    """What a model takes and gives, and the fields of events it takes it from."""
+    """What a model takes and gives, and the fields of events it takes it from.
+
+    Attributes:
+        nulls: At most one for each field of one value; without one, an event whose field is null can't be scored.
+    """
 
     inputs: tuple[InputBinding, ...]
     outputs: tuple[OutputSpec, ...]
+    nulls: tuple[NullRule, ...] = ()
 
     @property
     def fields(self) -> tuple[str, ...]:

@@ -3,9 +3,9 @@
 Polars reads lines of JSON strictly but for four things, and each is settled before or after:
 
 - A key that stands twice goes unnoticed. So events are grouped by their *shape*, what is left of one without everything
-  but quotes, brackets, commas and colons, and every key of every event, at its top and in objects on the way to a wanted
-  field, is compared with those of one event of the shape that was parsed strictly. In events of one shape without
-  escapes, strings begin and end at the same quotes.
+  but quotes, brackets, commas and colons. Every key at the top, and in objects on the way to a field, is compared with
+  those of one event of the shape that was parsed strictly. In events of one shape without escapes, strings begin and
+  end at the same quotes.
 - Anything becomes a string where one is asked for. Whether a value is a string is part of the shape.
 - A value of another kind, null or missing reads as null, and so does an item of an array: such events are decoded one
   by one, to learn which it was. That an array is flat, and how long it is, is part of the shape. Of a field whose null

@@ -25,6 +25,7 @@ from modelcast.records import (
     Manifest,
     ModelState,
     ModelStatus,
+    NullRule,
     OutputSpec,
     Refusal,
     Release,
@@ -130,18 +131,24 @@ MANIFEST_2 = replace(
     store="s3://models/prod",
 )
 
+MANIFEST_3 = replace(
+    MANIFEST_2,
+    signature=replace(MANIFEST_2.signature, nulls=(NullRule("amount", "nan"), NullRule("country", ""))),
+)
+
 # What each file holds: the payload and the hints beside it.
 PAYLOADS = {
     "repository.1.bin": (REPOSITORY, ()),
     "manifest.1.bin": (MANIFEST_1, HINTS),
     "manifest.2.bin": (MANIFEST_2, ()),
+    "manifest.3.bin": (MANIFEST_3, ()),
     "withdrawn.1.bin": (WITHDRAWN, ()),
     "release.1.bin": (RELEASE, ()),
     "rollback.1.bin": (ROLLBACK, ()),
 }
 STATUSES = {"instance_status.1.bin": STATUS, "instance_status.2.bin": STATUS_2}
 # The newest form of each record: written today byte for byte as it was.
-TODAY = sorted(PAYLOADS.keys() - {"manifest.1.bin"})
+TODAY = sorted(PAYLOADS.keys() - {"manifest.1.bin", "manifest.2.bin"})
 
 
 @pytest.mark.parametrize("name", PAYLOADS)
