@@ -30,7 +30,13 @@ _logger = logging.getLogger(__name__)
 
 
 class Observer:
-    """Turns what happens into reports and figures; all but `stats` and `activity` is the scoring thread's."""
+    """Turns what happens into reports and figures; all but `stats` and `activity` is the scoring thread's.
+
+    Args:
+        refs: The models, in their order.
+        is_for_all: Each event is for every model. Where events are routed, what those sampled have says nothing of a
+            model that none of them was for: no version is refused for its inputs then.
+    """
 
     def __init__(
         self,
@@ -40,9 +46,11 @@ class Observer:
         fields: EventFieldsSource,
         report: Callable[[Report], None],
         *,
+        is_for_all: bool = True,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._refs = tuple(refs)
+        self._is_for_all = is_for_all
         self._plane = plane
         self._slots = [plane.slot(ref) for ref in refs]
         self._committer = committer
@@ -147,7 +155,7 @@ class Observer:
             _logger.info("can't look at the latest events: %s", error)
 
     def _pass_on_fields(self) -> None:
-        for ref in self._refs:
+        for ref in self._refs if self._is_for_all else ():
             self._plane.set_event_fields(ref, self._fields.known)
 
     def _model_failed(self, place: int, servable: Servable, message: str) -> None:

@@ -203,8 +203,8 @@ class Scorer:
         self._cache_dir = None if cache_dir is None else Path(cache_dir)
         self._state_dir = Path(state_dir) if state_dir else folders.state_folder()
         self._trust = watch_policy(trust_policy, self._state_dir)
-        self._registry = {**self._connection.schema_registry, **({"url": schema_registry} if schema_registry else {})}
-        self._formats = Formats.of(event_format, event_schema, registry="url" in self._registry)
+        self._registry = self._connection.registry_settings(schema_registry)
+        self._formats = Formats.of(event_format, event_schema, registry=bool(self._registry))
         self._report = report
         self._stop = threading.Event()
         self._loop: ScoringLoop | None = None
@@ -298,7 +298,12 @@ class Scorer:
         plane = self._control_plane(log, instance, stack)
         committer = self._committer(log, instance)
         observer = self._observer = Observer(
-            self._refs, plane, committer, EventFieldsSource(log, self._to.events, schemas, self._formats), self._report
+            self._refs,
+            plane,
+            committer,
+            EventFieldsSource(log, self._to.events, schemas, self._formats),
+            self._report,
+            is_for_all=self._targets.routing is None,
         )
         for place, ref in enumerate(self._refs):
             plane.set_activity(ref, partial(observer.activity, place))

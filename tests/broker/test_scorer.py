@@ -72,7 +72,7 @@ class Stream:
     def scorer(self, **options: object) -> tuple[Scorer, list[Report]]:
         reports: list[Report] = []
         scorer = Scorer(
-            str(options.pop("model", "fraud")),
+            options.pop("model", "fraud"),
             self.events,
             self.predictions,
             connection=self.connection,
