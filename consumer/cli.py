@@ -12,7 +12,7 @@ from typing import Annotated, Any, Self
 import typer
 
 from modelcast.cli.durations import seconds
-from modelcast.cli.options import CommandContext, connected
+from modelcast.cli.options import CommandContext, SchemaRegistryUrl, connected
 from modelcast.cli.output import Output
 from modelcast.sizes import parse_size
 from modelcast.trust.options import PolicyOption
@@ -186,15 +186,7 @@ def score(
             show_default=False,
         ),
     ] = None,
-    schema_registry: Annotated[
-        str | None,
-        typer.Option(
-            "--schema-registry",
-            metavar="URL",
-            help="Schema Registry that knows the events' schemas. Default: MODELCAST_SCHEMA_REGISTRY.",
-            show_default=False,
-        ),
-    ] = None,
+    schema_registry: SchemaRegistryUrl = None,
     max_memory: Annotated[
         str | None,
         typer.Option(

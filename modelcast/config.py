@@ -90,6 +90,11 @@ class Connection:
         """With these properties where the user gave none of the name."""
         return replace(self, settings={**properties, **self.settings})
 
+    def registry_settings(self, url: str | None = None) -> Mapping[str, str]:
+        """Settings of the Schema Registry at `url`, or at the one that is configured; empty if there is none."""
+        settings = {**self.schema_registry, "url": url} if url else self.schema_registry
+        return settings if "url" in settings else {}
+
     def open_log(self) -> GroupLog:
         """Connects. Raises BrokerError."""
         from modelcast.kafka import KafkaLog

@@ -147,13 +147,11 @@ class MessageType:
             raise WireError(f"not a message of type {self.name}") from error
 
     def as_json(self, data: bytes) -> Mapping[str, Any]:
-        """One message as JSON data, fields under the names the schema gives them. Raises WireError."""
+        """One message as JSON data: the fields that are in it, under the names of the schema. Raises WireError."""
         from google.protobuf import json_format
 
         try:
-            shown: Mapping[str, Any] = json_format.MessageToDict(
-                self.parse(data), preserving_proto_field_name=True, always_print_fields_with_no_presence=True
-            )
+            shown: Mapping[str, Any] = json_format.MessageToDict(self.parse(data), preserving_proto_field_name=True)
         except Exception as error:  # values that have no JSON: a timestamp out of range, an Any of another schema
             raise WireError(f"a message of type {self.name} can't be shown: {error}") from error
         return shown

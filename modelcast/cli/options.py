@@ -22,7 +22,14 @@ from typing import Annotated, Any, Concatenate, ParamSpec, get_type_hints
 import typer
 
 from modelcast.cli.output import Output
-from modelcast.config import ENV_BOOTSTRAP, ENV_PREFIX, ENV_PROPERTIES_FILE, Connection, parse_property
+from modelcast.config import (
+    ENV_BOOTSTRAP,
+    ENV_PREFIX,
+    ENV_PROPERTIES_FILE,
+    ENV_SCHEMA_REGISTRY,
+    Connection,
+    parse_property,
+)
 
 P = ParamSpec("P")
 
@@ -52,6 +59,16 @@ Properties = Annotated[
 ]
 Prefix = Annotated[
     str | None, typer.Option("--prefix", envvar=ENV_PREFIX, help="Topic prefix of the repository. Default: modelcast.")
+]
+# Of commands that read events; the variable is read with the properties, where this outweighs both.
+SchemaRegistryUrl = Annotated[
+    str | None,
+    typer.Option(
+        "--schema-registry",
+        metavar="URL",
+        help=f"Schema Registry that knows the events' schemas. Default: {ENV_SCHEMA_REGISTRY}.",
+        show_default=False,
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output, all else on standard error.")]
 

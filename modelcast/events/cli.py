@@ -6,7 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Iterable
-from contextlib import closing
+from contextlib import AbstractContextManager, closing, nullcontext
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
@@ -18,14 +18,16 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from modelcast import avro
 from modelcast.avro import Schema
-from modelcast.cli.options import CommandContext, connected
+from modelcast.cli.options import CommandContext, SchemaRegistryUrl, connected
 from modelcast.cli.output import to_json
+from modelcast.config import Connection
 from modelcast.errors import SourceError, UsageError
 from modelcast.events.encode import record_fields, text_fields
 from modelcast.events.infer import infer_schema
 from modelcast.events.send import DEFAULT_PARTITIONS, EventSender, Sent, send_table
 from modelcast.events.tail import Event
 from modelcast.events.tail import tail as tail_events
+from modelcast.schema_registry import SchemaRegistry
 from modelcast.tables import Table, open_table
 
 # Characters a terminal takes as commands; JSON escapes those below U+0020 only.
@@ -115,12 +117,13 @@ def tail(
     limit: Annotated[
         int | None, typer.Option("--limit", metavar="N", min=1, help="Stop after so many records.")
     ] = None,
+    schema_registry: SchemaRegistryUrl = None,
 ) -> None:
     """Show the committed records of a topic, decoded."""
     if until_end and not from_beginning:
         context.output.warn("from the end until the end there is nothing; --from-beginning shows what is there")
     connection = context.connection
-    with connection.open_log() as log:
+    with connection.open_log() as log, _registry(connection, schema_registry) as registry:
         events = tail_events(
             log,
             connection.topics,
@@ -128,6 +131,7 @@ def tail(
             from_beginning=from_beginning,
             until_end=until_end,
             limit=limit,
+            registry=registry,
             on_wait=lambda text: context.output.say(escape(text)),
         )
         try:
@@ -138,6 +142,13 @@ def tail(
         except BrokenPipeError:
             # Whoever read (`head`) has enough; the interpreter's own flush at exit must not complain about it.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _registry(connection: Connection, url: str | None) -> AbstractContextManager[SchemaRegistry | None]:
+    settings = connection.registry_settings(url)
+    if not settings:
+        return nullcontext()
+    return SchemaRegistry(settings)
 
 
 def _print(context: CommandContext, events: Iterable[Event]) -> None:

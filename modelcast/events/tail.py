@@ -1,8 +1,9 @@
 """Records of a topic, decoded for people and programs.
 
 - Committed records only; in offset order within a partition, as they arrive between partitions.
-- A value is decoded by what it is: single-object Avro by the schema its fingerprint names, else JSON, else shown as
-  `{"base64": …}`. Nothing a record holds can end the reading.
+- A value is decoded by what it is: framed (single-object Avro, and where a Schema Registry is given Avro, JSON or
+  Protobuf) by the schema its frame names, else JSON, else shown as `{"base64": …}`. Nothing a record holds can end the
+  reading.
 - As JSON: bytes are `{"base64": …}`, decimals and UUIDs text, dates and times ISO 8601 text; a NaN or an infinity is
   null, for it has no JSON. Keys and headers are UTF-8 text, else `{"base64": …}`; of several
   headers of one name the last is shown.
@@ -23,10 +24,12 @@ from datetime import time as time_of_day
 from itertools import islice
 from typing import Any
 
-from modelcast.avro import FRAME_BYTES, Schema, fingerprint_of
 from modelcast.errors import BrokerError, TopicNotFoundError, WireError
+from modelcast.events.frames import Framed, Headers, framed
 from modelcast.events.schemas import REREAD_INTERVAL_S, SchemaTopic
+from modelcast.events.writers import AvroWriter, JsonWriter, ProtobufWriter, SchemaSource, WriterSchema, WriterSchemas
 from modelcast.log import BEGINNING, Log, LogReader, LogRecord
+from modelcast.protobuf import read_indexes
 from modelcast.topics import Topics
 
 # Kafka's default transaction timeout (60 s) and the broker's sweep for dead transactions (10 s), with a margin.
@@ -35,7 +38,7 @@ OPEN_TRANSACTION_WAIT_S = 75.0
 _STEP_S = 0.1  # how long one read may wait, so that the deadline and Ctrl-C are looked at
 # Silence before somebody watching is told what is waited for.
 _TELL_AFTER_S = 3.0
-# How many unknown fingerprints are given a second chance: garbage has a new one in every record.
+# How many unknown frames are given a second chance: garbage has a new one in every record.
 _MAX_SECOND_CHANCES = 16
 
 
@@ -70,6 +73,7 @@ def tail(
     from_beginning: bool = False,
     until_end: bool = False,
     limit: int | None = None,
+    registry: SchemaSource | None = None,
     wait_s: float = OPEN_TRANSACTION_WAIT_S,
     on_wait: Callable[[str], None] = lambda _: None,
 ) -> Generator[Event, None, None]:
@@ -82,12 +86,13 @@ def tail(
         from_beginning: Start with the oldest record instead of the next new one.
         until_end: Stop at the end the topic has now, instead of following it for ever.
         limit: Stop after so many records.
+        registry: A Schema Registry that knows schemas by id and GUID.
         wait_s: How long to wait for the end behind an open transaction.
         on_wait: Told, once, what is waited for.
 
     Raises:
         TopicNotFoundError: There is no such topic.
-        BrokerError: The topic could not be read, or to its end.
+        BrokerError: The topic could not be read, or to its end; or the registry could not be asked.
     """
     try:
         ends = log.end_offsets(topic, committed=False)
@@ -99,7 +104,7 @@ def tail(
         closing(log.reader(topic, start, committed=True)) as reader,
         closing(SchemaTopic(log, topics)) as schemas,
     ):
-        decoder = ValueDecoder(schemas)
+        decoder = ValueDecoder(schemas, registry)
         records = _until(reader, unread, wait_s, on_wait) if until_end else _forever(reader)
         yield from islice(map(decoder.event, records), limit)
 
@@ -143,11 +148,19 @@ class ValueDecoder:
 
     Args:
         schemas: Where fingerprints are looked up.
+        registry: Where ids and GUIDs are looked up, if there is one.
         sleep: Waits for seconds.
     """
 
-    def __init__(self, schemas: SchemaTopic, *, sleep: Callable[[float], None] = time.sleep) -> None:
-        self._schemas = schemas
+    def __init__(
+        self,
+        schemas: SchemaTopic,
+        registry: SchemaSource | None = None,
+        *,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._schemas = WriterSchemas(schemas, registry)
+        self._has_registry = registry is not None
         self._sleep = sleep
         self._given_up: set[bytes] = set()
 
@@ -158,36 +171,53 @@ class ValueDecoder:
             partition=record.partition,
             offset=record.offset,
             timestamp_ms=record.timestamp_ms if record.timestamp_ms >= 0 else None,
-            value=self.value(record.value),
+            value=self.value(record.value, record.headers),
             headers={name: _text_or_base64(value) for name, value in record.headers},
         )
 
-    def value(self, data: bytes | None) -> Any:
-        """JSON data for a value; None for a tombstone."""
+    def value(self, data: bytes | None, headers: Headers = ()) -> Any:
+        """JSON data for a value; None for a tombstone.
+
+        Raises:
+            BrokerError: Its schema can't be looked up.
+        """
         if data is None:
             return None
-        fingerprint = fingerprint_of(data)
-        if fingerprint is not None:
-            schema = self._find(fingerprint)
-            if schema is not None:
-                try:
-                    return _plain(schema.decode(data, start=FRAME_BYTES))
-                except (WireError, RecursionError):
-                    return _base64(data)
+        found = framed(data, headers, registry=self._has_registry)
+        writer = None if found is None else self._find(found.frame)
         try:
-            return json.loads(data.decode(), parse_constant=_refuse_constant)
-        except (ValueError, RecursionError):
+            return _json(data) if found is None or writer is None else _framed(data, found, writer)
+        except (WireError, ValueError, RecursionError):
             return _base64(data)
 
-    def _find(self, fingerprint: bytes) -> Schema | None:
-        schema = self._schemas.find(fingerprint)
-        if schema is None and fingerprint not in self._given_up and len(self._given_up) < _MAX_SECOND_CHANCES:
+    def _find(self, frame: bytes) -> WriterSchema | None:
+        writer = self._schemas.find(frame)
+        if writer is None and frame not in self._given_up and len(self._given_up) < _MAX_SECOND_CHANCES:
             # The topic was perhaps looked at so lately that it was not looked at again.
             self._sleep(REREAD_INTERVAL_S)
-            schema = self._schemas.find(fingerprint)
-            if schema is None:
-                self._given_up.add(fingerprint)
-        return schema
+            writer = self._schemas.find(frame)
+            if writer is None:
+                self._given_up.add(frame)
+        return writer
+
+
+def _framed(data: bytes, found: Framed, writer: WriterSchema) -> Any:
+    """What a framed value holds. Raises WireError, ValueError."""
+    match writer:
+        case AvroWriter(schema):
+            return _plain(schema.decode(data, start=found.skip))
+        case JsonWriter():
+            return _json(data[found.skip :])
+        case ProtobufWriter(schema):
+            payload = data[found.skip :]
+            indexes, start = read_indexes(payload if found.behind is None else found.behind or b"\0")
+            return schema.message(indexes).as_json(payload[start:] if found.behind is None else payload)
+        case _:
+            raise WireError(writer.reason)
+
+
+def _json(data: bytes) -> Any:
+    return json.loads(data.decode(), parse_constant=_refuse_constant)
 
 
 def _plain(value: Any) -> Any:

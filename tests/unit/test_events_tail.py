@@ -19,9 +19,13 @@ from modelcast.cli.output import to_json
 from modelcast.errors import BrokerError, TopicNotFoundError
 from modelcast.events.schemas import SchemaTopic
 from modelcast.events.tail import Event, ValueDecoder, tail
+from modelcast.events.writers import AvroWriter, JsonWriter, ProtobufWriter, UnusableWriter, WriterSchema
 from modelcast.log import TopicSpec
+from modelcast.protobuf import ProtobufSchema
 from modelcast.testing.memory import MemoryLog
 from modelcast.topics import Topics
+
+from .protobuf_schemas import class_of, transactions
 
 TOPICS = Topics("p")
 SCHEMA = Schema.parse(
@@ -231,3 +235,29 @@ def test_without_a_repository_json_is_shown_all_the_same() -> None:
     log.create(TopicSpec("t", 1))
     put(log, b"1", SCHEMA.frame)
     assert values(all_of(log)) == [1, b64(SCHEMA.frame)]
+
+
+def test_events_framed_for_a_registry_are_shown_where_there_is_one(log: MemoryLog) -> None:
+    file = transactions()
+    message = class_of(file, "Transaction")(amount=1.5, id="t").SerializeToString()
+    guid = b"\x01" + bytes(16)
+    by_id = {
+        b"\x00\x00\x00\x00\x01": AvroWriter(Schema.parse('"long"')),
+        b"\x00\x00\x00\x00\x02": JsonWriter(),
+        guid: ProtobufWriter(ProtobufSchema.parse(file.SerializeToString(), {})),
+        b"\x00\x00\x00\x00\x04": UnusableWriter("broken"),
+    }
+
+    class Registry:
+        def find(self, frame: bytes) -> WriterSchema | None:
+            return by_id.get(frame)
+
+    framed = [b"\x00\x00\x00\x00\x01\x54", b'\x00\x00\x00\x00\x02{"a":1}', guid + b"\x02\x02" + message]
+    broken = [b"\x00\x00\x00\x00\x04x", b"\x00\x00\x00\x00\x09x", guid + b"\x00x", guid + b"\x02\x08"]
+    put(log, *framed)
+    log.writer().send("t", key=None, value=message, partition=0, headers=[("__value_schema_id", guid + b"\x02\x02")])
+    put(log, *broken)
+    shown = values(all_of(log, registry=Registry()))
+    assert shown[:4] == [42, {"a": 1}, {"amount": 1.5, "id": "t"}, {"amount": 1.5, "id": "t"}]
+    assert shown[4:] == [b64(value) for value in broken]
+    assert values(all_of(log))[:3] == [b64(value) for value in framed]
