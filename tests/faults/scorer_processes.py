@@ -16,7 +16,7 @@ from types import MappingProxyType
 from typing import Any
 
 from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
-from confluent_kafka.admin import AdminClient
+from confluent_kafka.admin import AdminClient, MemberDescription
 
 from modelcast.kafka import KafkaLog
 from modelcast.log import TopicSpec
@@ -148,13 +148,15 @@ class Stage:
 
     def partitions_of(self, instance: str) -> set[int]:
         """The partitions that the group's member of that instance has."""
+        return {place.partition for member in self._members(instance) for place in member.assignment.topic_partitions}
+
+    def member_of(self, instance: str) -> Sequence[str]:
+        """The id that the group gave the member of that instance: another one after every new start in the group."""
+        return [member.member_id for member in self._members(instance)]
+
+    def _members(self, instance: str) -> list[MemberDescription]:
         described = self._admin.describe_consumer_groups([self.group])[self.group].result()
-        return {
-            place.partition
-            for member in described.members
-            if member.group_instance_id == instance
-            for place in member.assignment.topic_partitions
-        }
+        return [member for member in described.members if member.group_instance_id == instance]
 
     def judge(self) -> oracle.Verdict:
         """What the oracle finds, printed."""
@@ -266,6 +268,10 @@ class ScoreProcess:
 
         wait_for(there, f"{event} {fields}; it said {self.lines} {''.join(self._errors)}", timeout_s)
         return found[0]
+
+    def has(self, event: str) -> bool:
+        """Whether there was a report of that kind."""
+        return any(line.get("event") == event for line in list(self.lines))
 
     def last_words(self) -> str:
         """How it ended, and what it said to people."""

@@ -23,7 +23,7 @@ import pytest
 
 from modelcast.config import Connection
 from modelcast.dev.broker import LocalBroker
-from modelcast.errors import ModelcastError
+from modelcast.errors import ExitCode, ModelcastError
 from modelcast.publisher.session import RegistryWriter
 from modelcast.records import GRAPH_PATH
 
@@ -104,8 +104,7 @@ class Crew:
 
     def replace(self, number: int, signal_number: signal.Signals) -> None:
         """Kills one, once it scores, and starts another at its place."""
-        victim = self.running[number]
-        victim.wait_line("live")
+        victim = self._live(number)
         if signal_number is signal.SIGKILL:
             victim.kill()
         else:
@@ -115,14 +114,24 @@ class Crew:
 
     def end(self) -> None:
         """All of them, in order."""
-        for scorer in self.running:
-            assert scorer.process.poll() is None, scorer.last_words()
-        for scorer in self.running:
+        for scorer in [self._live(number) for number in range(SCORERS)]:
             assert scorer.end() == 0, scorer.last_words()
 
     def count(self, event: str) -> int:
         """How many reports of a kind all of them made."""
         return sum(line["event"] == event for scorer in (*self.running, *self.ended) for line in list(scorer.lines))
+
+    def _live(self, number: int) -> ScoreProcess:
+        """The one at that place, once it scores; started while the broker was down, it ended and is started again."""
+        while True:
+            scorer = self.running[number]
+            wait_for(lambda: scorer.has("live") or scorer.process.poll() is not None, "a scorer to be live")  # noqa: B023
+            if scorer.process.poll() is None:
+                return scorer
+            assert scorer.process.returncode == ExitCode.BROKER, scorer.last_words()
+            assert not scorer.has("live"), scorer.last_words()
+            self.ended.append(scorer)
+            self.running[number] = self._start(number)
 
     def _start(self, number: int) -> ScoreProcess:
         return self._stage.score("--instance", f"crew-{number}", limits=LIMITS)
