@@ -48,6 +48,9 @@ FENCES_MAX = 3
 _FENCE_MEMORY_S = 60.0
 # Acknowledgements of a batch: a broker killed and restarted answers after 3 s.
 FLUSH_TIMEOUT_S = 30.0
+# How long a batch that was scored meanwhile may wait for them, unless they are late.
+SETTLE_STEP_S = 0.001
+HURRY_S = 1.0
 
 _logger = logging.getLogger(__name__)
 
@@ -452,10 +455,17 @@ class FlushingCommitter(Committer):
             raise OutcomeUnknownError("there is no producer: the last one was dropped")
         taken = [batch]
         self._produce(producer, batch)
-        while (following := self._take_more(taken)) is not None:
-            taken.append(following)
-            self._produce(producer, following)
-        producer.flush(FLUSH_TIMEOUT_S)
+        hurry_until_s = self._clock() + HURRY_S
+        settled = False
+        while not settled:  # what was scored meanwhile goes along: it need not wait for these acknowledgements
+            while (following := self._take_more(taken)) is not None:
+                taken.append(following)
+                self._produce(producer, following)
+            if self._clock() < hurry_until_s:
+                settled = producer.settle(SETTLE_STEP_S)
+            else:
+                producer.flush(FLUSH_TIMEOUT_S)
+                settled = True
         with self._changed:
             for done in taken:
                 self._acknowledged.update(done.offsets)

@@ -96,6 +96,9 @@ class BatchProducer(Protocol):
     ) -> None:
         """One record, with all a record may have."""
 
+    def settle(self, timeout_s: float) -> bool:
+        """Whether all is acknowledged within the time; raises BrokerError if anything failed since it last was."""
+
     def flush(self, timeout_s: float) -> None:
         """Waits until all is acknowledged; raises BrokerError if anything failed since the last flush."""
 

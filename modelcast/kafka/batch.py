@@ -22,7 +22,7 @@ from modelcast.errors import ModelcastError
 from modelcast.group import GroupMetadata
 
 from .connection import close_producer, make_producer, serve
-from .deliveries import Deliveries
+from .deliveries import Deliveries, await_acknowledged
 from .faults import Faults, error_of
 from .pacing import Pacing
 from .settings import batch_settings, transactional_batch_settings
@@ -30,6 +30,8 @@ from .transaction import OFFSETS_TIMEOUT_S, State, Transactions
 
 _FULL_QUEUE_WAIT_S: Final = 0.01
 _NOW: Final = 0
+# Whatever takes longer is the commit's to wait for, or to give up.
+_ACKNOWLEDGED_WAIT_S: Final = 1.0
 # What the client's own timeout is given to take effect before the call is taken for lost.
 _OFFSETS_GRACE_S: Final = 1.0
 
@@ -94,6 +96,10 @@ class KafkaBatchProducer:
                 raise self._explain(error_of(error), f"can't send to topic {topic!r}") from error
             else:
                 return
+
+    def settle(self, timeout_s: float) -> bool:
+        """Whether all is acknowledged within the time; raises BrokerError if anything failed since it last was."""
+        return self._deliveries.settle(self._producer, timeout_s, self._explain)
 
     def flush(self, timeout_s: float) -> None:
         """Waits until all is acknowledged; raises BrokerError if anything failed since the last flush."""
@@ -180,6 +186,8 @@ class KafkaTransactionalBatchProducer(KafkaBatchProducer):
             OutcomeUnknownError: Drop this producer; a new one with the same id finds out.
             BrokerError: The transaction was aborted: rewind.
         """
+        # The client waits for acknowledgements as part of the commit, but looks for them seldom.
+        await_acknowledged(self._producer, _ACKNOWLEDGED_WAIT_S)
         try:
             self._transactions.commit()
             now_s = time.monotonic()

@@ -5,6 +5,7 @@ Failures are counted, not collected: a million records that failed alike must no
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from threading import Lock
 from typing import Final
@@ -13,6 +14,12 @@ from confluent_kafka import KafkaError, Message, Producer
 
 # What an abort purged was not delivered on purpose.
 _PURGED: Final = frozenset({KafkaError._PURGE_QUEUE, KafkaError._PURGE_INFLIGHT})
+
+# The shortest time the client can wait for; acknowledgements take about as long.
+_STEP_S: Final = 0.001
+# What is not acknowledged by then does not hurry.
+_QUICK_S: Final = 0.05
+_LATER_STEP_S: Final = 0.01
 
 # Makes the error to be raised of the client's own and of what was being done.
 Explain = Callable[[KafkaError, str], Exception]
@@ -44,12 +51,29 @@ class Deliveries:
 
     def flush(self, producer: Producer, timeout_s: float, explain: Explain) -> None:
         """Waits until all is acknowledged; raises what `explain` makes of a failure since the last time, or of none."""
-        left = producer.flush(timeout_s)
+        if not self.settle(producer, timeout_s, explain):
+            timed_out = KafkaError(KafkaError._TIMED_OUT, "no acknowledgement")
+            raise explain(timed_out, f"{len(producer)} records are not acknowledged after {timeout_s:g} s")
+
+    def settle(self, producer: Producer, timeout_s: float, explain: Explain) -> bool:
+        """Whether all is acknowledged within the time; raises what `explain` makes of a failure since the last time."""
+        await_acknowledged(producer, timeout_s)
         failed, failure = self.forget()
         if failure is not None:
             error, topic = failure
             more = f" (and {failed - 1} more records)" if failed > 1 else ""
             raise explain(error, f"can't deliver to topic {topic!r}{more}")
-        if left:
-            timed_out = KafkaError(KafkaError._TIMED_OUT, "no acknowledgement")
-            raise explain(timed_out, f"{left} records are not acknowledged after {timeout_s:g} s")
+        return not len(producer)
+
+
+def await_acknowledged(producer: Producer, timeout_s: float) -> None:
+    """Waits, no longer than the time, until the producer has nothing under way.
+
+    Where only failures are reported, nothing wakes the client's own `flush` when the last acknowledgement comes: it
+    looks every 10 ms, which would be most of an event's latency.
+    """
+    started_s = now_s = time.monotonic()
+    while len(producer) and now_s - started_s < timeout_s:
+        step_s = _STEP_S if now_s - started_s < _QUICK_S else _LATER_STEP_S
+        producer.flush(min(step_s, timeout_s - (now_s - started_s)))
+        now_s = time.monotonic()

@@ -122,6 +122,10 @@ class FaultyBatchProducer:
             topic, key=key, value=value, partition=partition, timestamp_ms=timestamp_ms, headers=headers
         )
 
+    def settle(self, timeout_s: float) -> bool:
+        """As the wrapped producer's, if somebody answers."""
+        return self._log.ask("deliver what was sent", lambda: self._producer.settle(timeout_s))
+
     def flush(self, timeout_s: float) -> None:
         """As the wrapped producer's, if somebody answers."""
         self._log.ask("deliver what was sent", lambda: self._producer.flush(timeout_s))

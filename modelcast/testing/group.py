@@ -333,6 +333,11 @@ class MemoryBatchProducer:
         """Appends one record."""
         self._writer.send(topic, key=key, value=value, partition=partition, timestamp_ms=timestamp_ms, headers=headers)
 
+    def settle(self, timeout_s: float) -> bool:
+        """Raises what failed since the last time."""
+        self._writer.flush(timeout_s)
+        return True
+
     def flush(self, timeout_s: float) -> None:
         """Raises what failed since the last flush."""
         self._writer.flush(timeout_s)
