@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .client import ModelClient
+    from .model import Model, Prediction
     from .scorer import Scorer
 
-__all__ = ["ModelClient", "Scorer"]
+__all__ = ["Model", "ModelClient", "Prediction", "Scorer"]
 
-_HOMES = {"ModelClient": ".client", "Scorer": ".scorer"}
+_HOMES = {"Model": ".model", "ModelClient": ".client", "Prediction": ".model", "Scorer": ".scorer"}
 
 
 def __getattr__(name: str) -> object:

@@ -201,11 +201,10 @@ class ModelClient:
         """As `client[name]`, for event loops."""
         model = self._subscribed(name)
         try:
-            await model.live_async(self._timeout_s, patient=False)
+            return await model.wait_live_async(self._timeout_s, patient=False)
         except ModelNotFoundError:
             self._forget(model.ref)
             raise
-        return model
 
     def model(self, name: str) -> Model:
         """As `client[name]`, without waiting: `wait_live` on it waits for what is yet to be published."""
@@ -302,7 +301,7 @@ class ModelClient:
 
     @property
     def status(self) -> InstanceStatus:
-        """What this client tells the status topic."""
+        """What this client tells the status topic: its models with their versions, rates and refusals."""
         self._life.check()
         return self._plane.status_snapshot()
 

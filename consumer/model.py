@@ -190,29 +190,19 @@ class Model:
         """As `run`, for event loops; see `predict_async`."""
         return await self._beside(lambda: self.run(feeds), count_of(feeds))
 
-    def wait_live(self, timeout_s: float = DEFAULT_TIMEOUT_S) -> Self:
-        """Waits until a version is live, also for one not published yet; raises as `ModelClient[...]`."""
+    def wait_live(self, timeout_s: float = DEFAULT_TIMEOUT_S, *, patient: bool = True) -> Self:
+        """Waits until a version is live; raises as `ModelClient[...]`.
+
+        Args:
+            timeout_s: For how long.
+            patient: Wait for one that is not published yet, too; else give up once waiting alone can't help.
+        """
         self._life.check()
-        self._slot = self._host.plane.wait_live(self.ref, timeout_s)
+        self._slot = self._host.plane.wait_live(self.ref, timeout_s, patient=patient)
         return self
 
-    async def wait_live_async(self, timeout_s: float = DEFAULT_TIMEOUT_S) -> Self:
-        """As `wait_live`, for event loops."""
-        await self.live_async(timeout_s, patient=True)
-        return self
-
-    def on_swap(self, callback: Callable[[Swapped], None]) -> None:
-        """Calls back after each version that goes live, on a thread for callbacks."""
-        self._life.check()
-        self._host.hooks.on_swap(callback, ref=self.ref)
-
-    def on_refused(self, callback: Callable[[Refusal], None]) -> None:
-        """Calls back after each version that is refused, on a thread for callbacks."""
-        self._life.check()
-        self._host.hooks.on_refused(lambda _, refusal: callback(refusal), ref=self.ref)
-
-    async def live_async(self, timeout_s: float, *, patient: bool) -> None:
-        """As `ControlPlane.wait_live`, by looking now and then: a thread that waits could not be cancelled."""
+    async def wait_live_async(self, timeout_s: float = DEFAULT_TIMEOUT_S, *, patient: bool = True) -> Self:
+        """As `wait_live`, for event loops: by looking now and then, since a thread that waits can't be cancelled."""
         self._life.check()
         plane, deadline = self._host.plane, time.monotonic() + timeout_s
         self._find_slot()
@@ -226,6 +216,17 @@ class Model:
             self._life.check()
             if not self._is_live():
                 plane.wake(self.ref)  # it may have been live meanwhile, and let go again
+        return self
+
+    def on_swap(self, callback: Callable[[Swapped], None]) -> None:
+        """Calls back after each version that goes live, on a thread for callbacks."""
+        self._life.check()
+        self._host.hooks.on_swap(callback, ref=self.ref)
+
+    def on_refused(self, callback: Callable[[Refusal], None]) -> None:
+        """Calls back after each version that is refused, on a thread for callbacks."""
+        self._life.check()
+        self._host.hooks.on_refused(lambda _, refusal: callback(refusal), ref=self.ref)
 
     def _is_live(self) -> bool:
         return self._slot.live is not None
@@ -266,7 +267,7 @@ class Model:
             self._find_slot()
         if not self._is_live():
             self._check_to_come()
-            await self.live_async(self._host.timeout_s, patient=False)
+            await self.wait_live_async(self._host.timeout_s, patient=False)
         generation = self._slot.generation
         inline = self._pace.is_quick(generation, rows)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import sys
 import threading
@@ -14,6 +15,7 @@ import numpy as np
 import polars as pl
 import pytest
 
+from modelcast import consumer
 from modelcast.consumer import ModelClient
 from modelcast.errors import (
     BindingError,
@@ -167,6 +169,25 @@ def test_wait_live_waits_for_what_is_not_published_yet(repository: Repository, c
     client.wait_live(["fraud"], DEADLINE_S)
     assert client["fraud"].version == 1
     timer.join()
+
+
+def test_whoever_is_not_patient_is_told_as_soon_as_waiting_can_not_help(
+    repository: Repository, client: ModelClient
+) -> None:
+    fraud = client.model("fraud")
+    started = time.monotonic()
+    with pytest.raises(ModelNotFoundError, match="no model 'fraud'"):
+        fraud.wait_live(DEADLINE_S, patient=False)
+    with pytest.raises(ModelNotFoundError, match="no model 'fraud'"):
+        asyncio.run(fraud.wait_live_async(DEADLINE_S, patient=False))
+    assert time.monotonic() - started < DEADLINE_S
+    repository.publish(100.0)
+    assert fraud.wait_live(DEADLINE_S).wait_live(DEADLINE_S, patient=False).version == 1
+
+
+@pytest.mark.parametrize("name", consumer.__all__)
+def test_everything_offered_is_there_and_says_what_it_is(name: str) -> None:
+    assert (getattr(consumer, name).__doc__ or "").strip()
 
 
 class TestErrors:
