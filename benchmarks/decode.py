@@ -3,8 +3,9 @@
     python -m benchmarks.decode [--json]
 
 Events hold a text and 30 floats, or a text and a whole row of 784 values; the predictions one float and their lineage.
-Each figure is the best of several runs
-over one batch in memory; `POLARS_MAX_THREADS=1` keeps the reader of JSON on one core and is set here.
+Each figure is the best of several runs over one batch in memory; of whole rows and of the forms a Schema Registry's
+serializers write, batches hold 10,000 events at most. `POLARS_MAX_THREADS=1` keeps the reader of JSON on one core and
+is set here.
 """
 
 from __future__ import annotations
@@ -22,11 +23,16 @@ from typing import Any
 os.environ.setdefault("POLARS_MAX_THREADS", "1")
 
 import numpy as np
+from google.protobuf import descriptor_pb2, descriptor_pool
+from google.protobuf.message_factory import GetMessageClass
 
 from modelcast.avro import Schema
 from modelcast.consumer.decode.batch import BatchDecoder
+from modelcast.consumer.decode.formats import EventFormat, Formats
 from modelcast.consumer.predictions import PredictionEncoder
-from modelcast.events.writers import AvroWriter
+from modelcast.events.frames import SCHEMA_HEADER
+from modelcast.events.writers import AvroWriter, ProtobufWriter
+from modelcast.protobuf import ProtobufSchema
 from modelcast.records import DType, Manifest, OutputSpec, Signature
 from modelcast.tensors import FieldSpec
 
@@ -36,6 +42,8 @@ REPEATS = 7
 # Whole rows are 28 by 28 values; so many of them fill what a batch may hold.
 SIDE = 28
 ROWS = 10_000
+# Frames as a Schema Registry's serializers write them.
+BY_ID, PROTOBUF_ID, BY_GUID = b"\0\0\0\0\1", b"\0\0\0\0\2", b"\1" + bytes(16)
 # One event in so many is cut short, is null, has bytes behind it or lacks a field.
 POISON_EVERY = 100
 
@@ -90,6 +98,54 @@ def whole_rows() -> Mapping[str, Callable[[int], object]]:
     return works
 
 
+class Registry:
+    """Knows an Avro schema by two frames, and a Protobuf file by one."""
+
+    def __init__(self, avro: Schema, file: bytes) -> None:
+        protobuf = ProtobufWriter(ProtobufSchema.parse(file, {}))
+        self._writers: Mapping[bytes, AvroWriter | ProtobufWriter] = {
+            BY_ID: AvroWriter(avro),
+            BY_GUID: AvroWriter(avro),
+            PROTOBUF_ID: protobuf,
+        }
+
+    def find(self, frame: bytes) -> AvroWriter | ProtobufWriter | None:
+        return self._writers.get(frame)
+
+
+def messages(rows: Sequence[Mapping[str, Any]]) -> tuple[bytes, list[bytes]]:
+    """A file of one message type that holds the same as `schema`, and the rows as such messages."""
+    kinds: Any = descriptor_pb2.FieldDescriptorProto
+    file = descriptor_pb2.FileDescriptorProto(name="transaction.proto", syntax="proto3")
+    message = file.message_type.add(name="Transaction")
+    for number, name in enumerate(rows[0], start=1):
+        kind = kinds.TYPE_STRING if name == "id" else kinds.TYPE_FLOAT
+        message.field.add(name=name, number=number, type=kind, label=kinds.LABEL_OPTIONAL)
+    pool = descriptor_pool.DescriptorPool()
+    pool.AddSerializedFile(file.SerializeToString())
+    made = GetMessageClass(pool.FindMessageTypeByName("Transaction"))
+    return file.SerializeToString(), [made(**row).SerializeToString() for row in rows]
+
+
+def registry_forms(rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Callable[[int], object]]:
+    """Decoding of the same events in the forms that a Schema Registry's serializers write."""
+    writer = schema()
+    file, protobuf = messages(rows)
+    floats = [FieldSpec(f"v{n}", DType.FLOAT32) for n in range(FLOATS)]
+    decoder = BatchDecoder(floats, Registry(writer, file), Formats(EventFormat.CONFLUENT, registry=True))
+    payloads = [writer.encode(row) for row in rows]
+    by_id = [BY_ID + payload for payload in payloads]
+    # The indexes of the first message are one byte.
+    by_id_too = [PROTOBUF_ID + b"\0" + message for message in protobuf]
+    none: list[Any] = [None] * len(rows)
+    named = [[(SCHEMA_HEADER, BY_GUID)] for _ in rows]
+    return {
+        "avro by id": lambda n: decoder.decode(by_id[:n], none[:n]),
+        "avro by a header": lambda n: decoder.decode(payloads[:n], named[:n]),
+        "protobuf": lambda n: decoder.decode(by_id_too[:n], none[:n]),
+    }
+
+
 def poisoned(values: list[bytes]) -> list[bytes | None]:
     damaged: list[bytes | None] = list(values)
     for n, row in enumerate(range(0, len(values), POISON_EVERY)):
@@ -127,10 +183,8 @@ def measure() -> Mapping[str, Mapping[int, float]]:
         "predictions": lambda n: encoder.encode({"score": scores[:n]}, numbers[:n] % 12, numbers[:n], numbers[:n]),
     }
     figures = {name: {n: rate(n, partial(work, n)) for n in BATCHES} for name, work in works.items()}
-    whole = whole_rows()
-    return figures | {
-        name: {n: rate(n, partial(work, n)) for n in BATCHES if n <= ROWS} for name, work in whole.items()
-    }
+    few = {**registry_forms(rows[:ROWS]), **whole_rows()}
+    return figures | {name: {n: rate(n, partial(work, n)) for n in BATCHES if n <= ROWS} for name, work in few.items()}
 
 
 def main() -> None:

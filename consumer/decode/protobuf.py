@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -99,7 +100,7 @@ class _TypePlan:
     def __init__(self, kind: MessageType, wanted: Sequence[FieldSpec]) -> None:
         self._kind = kind
         paths = {spec: field_path(kind, spec.name) for spec in wanted}
-        self._readers = {spec.name: (_getter(path), path[-1], spec) for spec, path in paths.items() if path}
+        self._readers = {spec.name: (_getter(path), path, spec) for spec, path in paths.items() if path}
 
     def read(self, rows: Rows, payloads: Sequence[bytes]) -> MessageRows:
         parse = self._kind.parse
@@ -112,8 +113,7 @@ class _TypePlan:
                 messages.append(parse(b""))
                 broken.append(row)
         columns = {
-            name: _column([get(message) for message in messages], field, spec)
-            for name, (get, field, spec) in self._readers.items()
+            name: _column(list(map(get, messages)), path, spec) for name, (get, path, spec) in self._readers.items()
         }
         spoiled = (Spoiled(np.array(broken), Fault.INVALID_PROTOBUF, f"not a message of type {self._kind.name}"),)
         return MessageRows(rows, columns, spoiled if broken else ())
@@ -136,10 +136,9 @@ def field_path(kind: MessageType, path: str) -> tuple[Field, ...]:
 
 def _getter(path: Sequence[Field]) -> Callable[[Any], Any]:
     """From a message to the value of a field; None where it is absent."""
+    if not _may_be_absent(path):
+        return attrgetter(".".join(field.name for field in path))
     steps = [(field.name, field.nullable) for field in path]
-    if len(steps) == 1 and not steps[0][1]:
-        (name, _), *_ = steps
-        return lambda message: getattr(message, name)
 
     def get(message: Any) -> Any:
         for name, nullable in steps:
@@ -151,20 +150,28 @@ def _getter(path: Sequence[Field]) -> Callable[[Any], Any]:
     return get
 
 
-def _column(values: Sequence[Any], field: Field, spec: FieldSpec) -> Column:
-    """Values of one field; None where there is none."""
-    absent = np.fromiter((value is None for value in values), np.bool_, len(values))
-    if not absent.any():
-        return _repeated(values, field, spec) if field.repeated else _part(values, field)
+def _column(values: Sequence[Any], path: Sequence[Field], spec: FieldSpec) -> Column:
+    """Values of the field at the end of a path; None where there is none."""
+    field = path[-1]
+    # By identity: a message compares all its fields with what it is compared to.
+    absent = np.fromiter((value is None for value in values), np.bool_, len(values)) if _may_be_absent(path) else None
+    if absent is None or not absent.any():
+        return _present(values, field, spec)
     there = np.flatnonzero(~absent)
     nulls = np.flatnonzero(absent)
     parts: list[tuple[Rows, Column]] = [(nulls, Opaque("null", len(nulls)))]
     if there.size:
-        parts.append((there, _part([values[row] for row in there.tolist()], field)))
+        parts.append((there, _present([values[row] for row in there.tolist()], field, spec)))
     return Choice(tuple(parts), len(values))
 
 
-def _repeated(values: Sequence[Any], field: Field, spec: FieldSpec) -> Column:
+def _may_be_absent(path: Sequence[Field]) -> bool:
+    return any(field.nullable for field in path)
+
+
+def _present(values: Sequence[Any], field: Field, spec: FieldSpec) -> Column:
+    if not field.repeated:
+        return _part(values, field)
     if spec.shape is None or field.kind in (Kind.MESSAGE, Kind.MAP):
         return Opaque("a map" if field.kind is Kind.MAP else "an array", len(values))
     lengths = np.fromiter(map(len, values), np.int64, len(values))

@@ -20,6 +20,7 @@ def transactions(*, package: str = "shop", change: Callable[[Any], None] = lambd
     card = message.nested_type.add(name="Card")
     card.field.add(name="country", number=1, type=F.TYPE_STRING, label=F.LABEL_OPTIONAL)
     card.field.add(name="limit", number=2, type=F.TYPE_INT64, label=F.LABEL_OPTIONAL)
+    card.field.add(name="limits", number=3, type=F.TYPE_DOUBLE, label=F.LABEL_REPEATED)
     kind = message.enum_type.add(name="Kind")
     for number, name in enumerate(("CARD", "CASH")):
         kind.value.add(name=name, number=number)

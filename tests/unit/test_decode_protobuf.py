@@ -128,6 +128,13 @@ def test_tensors_come_as_repeated_numbers_and_as_bytes() -> None:
     assert batch.columns["vector"].tolist() == batch.columns["raw"].tolist() == [[1, 2, 3]]
 
 
+def test_repeated_numbers_of_a_message_that_may_be_absent() -> None:
+    limits = FieldSpec("card.limits", DType.FLOAT64, (2,))
+    batch = decode([event(card={"limits": [1, 2]}), event(), event(card={"limits": [3, 4]})], limits)
+    assert faults(batch) == [(1, "NullField")]
+    assert batch.columns["card.limits"].tolist() == [[1, 2], [3, 4]]
+
+
 def test_a_timestamp_is_milliseconds_as_in_any_format() -> None:
     batch = decode([event(at={"seconds": 1_700_000_000, "nanos": 123_999_999})], FieldSpec("at", DType.INT64))
     assert batch.columns["at"].tolist() == [1_700_000_000_123]
