@@ -10,9 +10,11 @@ STAMP := $(VENV)/.installed
 EXTRAS := demo hf lightgbm mlflow signing store
 # Tests wait for Kafka more than they compute: more of them at once than cores, each lot with a broker of its own.
 WORKERS ?= 3
+# Damaged batches of `make fuzz`: half of them drawn at random, half led by the code they reach.
+FUZZ_BATCHES ?= 120000
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test faults large gpu lint types check bench lock clean python-complete
+.PHONY: help demo test faults fuzz large gpu lint types check bench lock clean python-complete
 
 help: ## Show the targets
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -25,6 +27,13 @@ test: $(STAMP) ## Unit tests and tests on a real Kafka broker (under 10 minutes)
 
 faults: $(STAMP) ## Publishers, scorers and brokers really killed (some 6 minutes)
 	$(PY) -m pytest tests/faults
+
+fuzz: $(STAMP) ## Damaged events and their neighbours, 120,000 batches (some 10 minutes; FUZZ_BATCHES=N)
+	$(PY) -m tests.fuzz --batches $$(( $(FUZZ_BATCHES) / 2 ))
+	$(PY) -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/fuzz.txt
+	mkdir -p .fuzz
+	$(PY) -m tests.fuzz.guided .fuzz tests/fuzz/corpus -runs=$$(( $(FUZZ_BATCHES) / 2 )) -len_control=0 -max_len=200 \
+	  -timeout=60 -artifact_prefix=.fuzz/found-
 
 large: $(STAMP) ## A model of more than 2 GB, published and pulled back (10 GB of disk, some minutes)
 	$(PY) -m pytest tests/large -s
@@ -48,6 +57,8 @@ lock: $(STAMP) ## Pin every dependency anew, with hashes
 	$(PY) -m pip install --quiet uv
 	$(PY) -m uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 	  --no-header --upgrade $(foreach e,$(EXTRAS),--extra $(e)) --group test --group lint pyproject.toml -o requirements/dev.txt
+	$(PY) -m uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+	  --no-header --upgrade --group pyproject.toml:fuzz -o requirements/fuzz.txt
 
 python-complete:
 	@$(PYTHON) .ci/check_python.py
