@@ -16,6 +16,7 @@ from modelcast.cli.output import to_json
 from modelcast.consumer.cli import _Signals
 from modelcast.consumer.report_text import as_json, as_text
 from modelcast.consumer.reports import (
+    ModelStats,
     Progressed,
     Recovering,
     Refused,
@@ -34,6 +35,8 @@ from modelcast.names import ModelVersion
 
 V1, V2 = ModelVersion("fraud", 1), ModelVersion("fraud", 2)
 STATS = ScorerStats(events=12_345, predictions=12_340, dead_letters=5, swaps=1, events_per_s=99.96, live=V2, lag=1_234)
+
+SEVERAL = ScorerStats(events=9, models=(ModelStats("fraud", V2, 8, 1), ModelStats("churn@3")))
 
 REPORTS: dict[str, Report] = {
     "started": Started("fraud", "events", "scores", "scores.dead-letters", "g", "host-0", "exactly-once", 4),
@@ -109,6 +112,31 @@ def test_the_figures_are_in_the_lines_that_end_and_accompany_a_run() -> None:
         "event": "stopped", "events": 12_345, "predictions": 12_340, "dead_letters": 5, "swaps": 1, "recoveries": 0,
         "events_per_s": 100.0, "live": 2, "lag": 1_234, "seconds": 1.5, "left": 7,
     }  # fmt: skip
+
+
+class TestSeveralModels:
+    STARTED = Started(
+        "fraud,churn@3", "events", "A,B", "events.dead-letters", "g", "host-0", "exactly-once", 4,
+        {"fraud": "A", "churn@3": "B"}, "country",
+    )  # fmt: skip
+
+    def test_the_start_says_where_each_one_s_predictions_go_and_how_events_are_routed(self) -> None:
+        line = as_json(self.STARTED)
+        assert (line["topics"], line["route"]) == ({"fraud": "A", "churn@3": "B"}, "country")
+        assert "events by country with fraud → A, churn@3 → B, exactly-once" in render(as_text(self.STARTED)).plain
+
+    def test_the_start_of_one_model_says_nothing_of_others(self) -> None:
+        assert not {"topics", "route"} & as_json(REPORTS["started"]).keys()
+
+    def test_figures_are_told_for_each(self) -> None:
+        assert as_json(Progressed(SEVERAL))["models"] == {
+            "fraud": {"live": 2, "predictions": 8, "dead_letters": 1},
+            "churn@3": {"live": None, "predictions": 0, "dead_letters": 0},
+        }
+        assert "fraud@2 churn@3 not live" in render(as_text(Progressed(SEVERAL))).plain
+
+    def test_news_name_their_model(self) -> None:
+        assert [as_json(REPORTS[name])["model"] for name in ("live", "swapped", "refused")] == ["fraud"] * 3
 
 
 def test_the_guarantee_is_said_at_the_start() -> None:
