@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
+from modelcast.cli.durations import age
 from modelcast.cli.options import CommandContext, plain
 from modelcast.cli.output import printable
 from modelcast.errors import UsageError
@@ -34,7 +35,6 @@ CacheFolder = Annotated[
         show_default=False,
     ),
 ]
-_AGES_S = ((86_400, "d"), (3_600, "h"), (60, "min"), (1, "s"))
 
 
 @app.callback()
@@ -124,7 +124,7 @@ def _as_dict(inventory: Inventory) -> dict[str, Any]:
 def _row(version: CachedVersion) -> tuple[str, ...]:
     here = "all" if version.is_whole else f"{version.cached_files} of {version.files}"
     pids = ", ".join(map(str, version.processes)) or "-"
-    return (str(version.id), f"{version.bytes:,}", here, pids, _ago(version.used_ms))
+    return (str(version.id), f"{version.bytes:,}", here, pids, f"{age(time.time() * 1000 - version.used_ms)} ago")
 
 
 def _summary(inventory: Inventory) -> str:
@@ -146,9 +146,3 @@ def _summary(inventory: Inventory) -> str:
 
 def _kept(inventory: Inventory) -> str:
     return f"{inventory.kept_bytes:,} bytes are freed when the processes that have them loaded let go"
-
-
-def _ago(then_ms: int) -> str:
-    age_s = max(0.0, time.time() - then_ms / 1000)
-    size, unit = next(((size, unit) for size, unit in _AGES_S if age_s >= size), (1, "s"))
-    return f"{int(age_s // size)} {unit} ago"

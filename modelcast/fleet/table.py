@@ -15,6 +15,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from modelcast.cli.durations import age
 from modelcast.cli.output import printable
 from modelcast.fleet.fleet import Fleet, Instance, Presence, Problem
 from modelcast.records import ModelState, ModelStatus
@@ -46,7 +47,6 @@ _KIND_CHARS = 12
 
 _STYLES = {"lost": "bold red", "stopped": "dim", "live": "green", "waiting": "yellow", "idle": "dim"}
 _PROBLEM_STYLES = {"lost": "red", "refused": "red"}
-_UNITS_S = ((86_400, "d"), (3_600, "h"), (60, "min"), (1, "s"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,13 +121,6 @@ def problem_lines(problems: Sequence[Problem], max_lines: int = _PROBLEMS_SHOWN)
         shown = max(0, max_lines - 1)
         lines = [*lines[:shown], Text(f"… and {len(lines) - shown} more", style="dim")]
     return lines
-
-
-def age(ms: float) -> str:
-    """How long ago, in one unit: `12 s`, `3 min`, `5 d`."""
-    seconds = max(0, int(ms // 1000))
-    size, unit = next((entry for entry in _UNITS_S if seconds >= entry[0]), _UNITS_S[-1])
-    return f"{seconds // size} {unit}"
 
 
 def _rows(fleet: Fleet) -> list[_Row]:

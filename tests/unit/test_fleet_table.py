@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from modelcast.cli.durations import age
 from modelcast.cli.output import to_json
 from modelcast.fleet.describe import describe_fleet
 from modelcast.fleet.fleet import Fleet, Roster
 from modelcast.fleet.live import live_view
-from modelcast.fleet.table import age, fleet_table, problem_lines, summary, versions
+from modelcast.fleet.table import fleet_table, problem_lines, summary, versions
 from modelcast.records import InstanceStatus, ModelState
 
 from .fleet_records import NOW_MS, model, record, refusal, status
