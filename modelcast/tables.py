@@ -84,12 +84,6 @@ def read_table(path: Path) -> pl.DataFrame:
         return table.read()
 
 
-def iter_table(path: Path, rows: int) -> Iterator[pl.DataFrame]:
-    """Yields a file's rows in order, at most `rows` at a time; raises as `read_table`."""
-    with open_table(path) as table:
-        yield from table.batches(rows)
-
-
 @contextmanager
 def open_table(path: Path, *, texts: Collection[str] = ()) -> Iterator[Table]:
     """Gives a file as a `Table`; a compressed one is unpacked into a temporary file for as long.

@@ -32,7 +32,6 @@ LATE_MINUTES: Final = 15
 # The data has times in the air only. Taxiing took 16 minutes before and 7 after a flight on average: nothing is trained
 # on a flight that might still have been under way.
 TAXI_MINUTES: Final = 30
-MONTHS: Final = tuple(range(1, 13))
 
 # The event, in the order of its Avro fields. `flight_id` is the flight's place in the year, from 0.
 _EVENT_FIELDS: Final = {

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modelcast.errors import SourceError
-from modelcast.tables import iter_table, open_table, read_table
+from modelcast.tables import open_table, read_table
 
 
 def write(path: Path, text: str) -> Path:
@@ -129,7 +129,8 @@ def test_batches_are_the_table_in_order(tmp_path_factory: pytest.TempPathFactory
     path = tmp_path_factory.mktemp("tables") / "t.csv"
     frame = pl.DataFrame({"a": range(rows), "b": [f"x{n}" for n in range(rows)]})
     frame.write_csv(path)
-    batches = list(iter_table(path, batch))
+    with open_table(path) as table:
+        batches = list(table.batches(batch))
     assert all(0 < len(part) <= batch for part in batches)
     assert pl.concat(batches).equals(frame)
 
