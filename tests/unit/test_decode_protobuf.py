@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modelcast.consumer.decode.batch import BatchDecoder, DecodedBatch
@@ -142,6 +142,7 @@ def test_a_timestamp_is_milliseconds_as_in_any_format() -> None:
     assert batch.columns["at"].tolist() == [-500.0]
 
 
+@settings(deadline=None)  # what an event comes to is asked, not how soon
 @given(
     garbage=st.lists(st.binary(max_size=40), max_size=6),
     places=st.lists(st.integers(0, 5), max_size=6),

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modelcast.avro import Schema
@@ -176,6 +176,7 @@ _EVENTS = st.one_of(
 _HEADERS = st.sampled_from([None, HEADER, [(SCHEMA_HEADER, b"")], [(SCHEMA_HEADER, BY_ID)], [("other", b"")]])
 
 
+@settings(deadline=None)  # what an event comes to is asked, not how soon
 @given(
     events=st.lists(st.tuples(_EVENTS, _HEADERS), max_size=12),
     chosen=st.sampled_from(
