@@ -6,6 +6,7 @@ import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from modelcast.dev.broker import LocalBroker
@@ -13,6 +14,10 @@ from modelcast.testing.broker import local_broker, unique_name
 
 # Started in the background, a shell has its children ignore Ctrl-C, and theirs: tests of Ctrl-C would wait for ever.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# A machine that is busy elsewhere makes no example wrong: what may take only so long is a test of its own.
+hypothesis.settings.register_profile("modelcast", deadline=None)
+hypothesis.settings.load_profile("modelcast")
 
 TESTS_WITH_A_BROKER = frozenset({"broker", "faults", "large"})  # folders
 
