@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from modelcast.errors import UsageError
 
 from .batches import BYTES_MAX
+from .dead_letters import PRODUCER_MAX_BYTES
 
 # One record of the usual limit (1 MB) has to fit each of the shares.
 MIN_BYTES = 16 << 20
@@ -35,6 +36,11 @@ class Buffers:
 
     batch_bytes: int
     properties: Mapping[str, str]
+
+    def letter_bytes(self, settings: Mapping[str, str]) -> int:
+        """How large a dead letter may be that a producer of these settings can hold beside others."""
+        held_kb = settings.get("queue.buffering.max.kbytes")
+        return PRODUCER_MAX_BYTES if held_kb is None else int(held_kb) * 1024 // 2
 
     @classmethod
     def of(cls, max_memory_bytes: int | None) -> Buffers:

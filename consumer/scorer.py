@@ -245,7 +245,7 @@ class Scorer:
             if self._stop.is_set():
                 return self.stats
             plan.make(log)
-            self._letter_bytes = plan.letter_bytes
+            self._letter_bytes = min(plan.letter_bytes, self._buffers.letter_bytes(self._connection.settings))
             end = None
             if self._until_end:
                 end = EndOfTopic(log.begin_offsets(self._to.events), log.end_offsets(self._to.events, committed=False))

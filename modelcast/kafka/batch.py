@@ -18,7 +18,7 @@ from typing import Any, Final, cast
 from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
 from modelcast.bounded import BoundedCalls
-from modelcast.errors import ModelcastError
+from modelcast.errors import ConfigError, ModelcastError
 from modelcast.group import GroupMetadata
 
 from .connection import close_producer, make_producer, serve
@@ -55,9 +55,10 @@ class KafkaBatchProducer:
 
         Raises:
             BrokerError: A record can never be delivered (too large).
+            ConfigError: A record is larger than the queue.
         """
         self._records += len(records)
-        left = records
+        left, empty = records, False
         while left:
             try:
                 queued = self._producer.produce_batch(topic, left, partition=partition)
@@ -67,7 +68,7 @@ class KafkaBatchProducer:
             if queued == len(left):
                 return
             left = self._refused(topic, left)
-            self._producer.poll(_FULL_QUEUE_WAIT_S)
+            empty = self._wait_for_room(left[0], empty=empty and queued == 0)
 
     def produce(
         self,
@@ -79,7 +80,8 @@ class KafkaBatchProducer:
         timestamp_ms: int | None = None,
         headers: Sequence[tuple[str, bytes | None]] = (),
     ) -> None:
-        """Queues one record, waiting while the queue is full."""
+        """Queues one record, waiting while the queue is full; raises as `produce_batch`."""
+        empty = False
         while True:
             try:
                 self._producer.produce(
@@ -91,11 +93,25 @@ class KafkaBatchProducer:
                     headers=list(headers) or None,
                 )
             except BufferError:
-                self._producer.poll(_FULL_QUEUE_WAIT_S)
+                empty = self._wait_for_room({"key": key, "value": value}, empty=empty)
             except KafkaException as error:
                 raise self._explain(error_of(error), f"can't send to topic {topic!r}") from error
             else:
                 return
+
+    def _wait_for_room(self, record: Mapping[str, Any], *, empty: bool) -> bool:
+        """Waits a little while the queue is full; whether it is `empty` then.
+
+        Raises ConfigError for a record that even an empty queue had no room for.
+        """
+        if empty:
+            size = len(record["key"] or b"") + len(record["value"] or b"")
+            raise ConfigError(
+                f"a record of {size:,} bytes does not fit what the producer may hold",
+                hint="Raise --max-memory, or the property queue.buffering.max.kbytes.",
+            )
+        self._producer.poll(_FULL_QUEUE_WAIT_S)
+        return not len(self._producer)
 
     def settle(self, timeout_s: float) -> bool:
         """Whether all is acknowledged within the time; raises BrokerError if anything failed since it last was."""
