@@ -23,19 +23,16 @@ class Part:
     poison: list[PoisonEvent]
 
 
-def together(
-    first: Sequence[FieldSpec], each: Sequence[Sequence[FieldSpec]]
-) -> tuple[list[tuple[FieldSpec, ...]], tuple[int, ...]]:
+def together(each: Sequence[Sequence[FieldSpec]]) -> tuple[list[tuple[FieldSpec, ...]], tuple[int, ...]]:
     """Fields that can be decoded together, for as few decoders as may be.
 
     Args:
-        first: What the first decoder reads in any case.
-        each: Of each model.
+        each: The fields that are wanted, by whoever wants them.
 
     Returns:
-        The fields of each decoder, none of them as two different things; and for each model which one reads its own.
+        The fields of each decoder, none of them as two different things; and for each of `each` which one reads it.
     """
-    groups = [{spec.name: spec for spec in first}]
+    groups: list[dict[str, FieldSpec]] = []
     places = []
     for specs in each:
         fits = (all(group.get(spec.name, spec) == spec for spec in specs) for group in groups)

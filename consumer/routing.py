@@ -2,7 +2,7 @@
 
 - `DE=fraud-de,US=fraud-us` names a model for each value; `*=fraud` is for every other event, also one that lacks the
   field. Without any, the value itself is a model's name.
-- Values are compared as text: a string or an enum's symbol as it is.
+- The field is a string or an enum; where all routes are of integers, an integer.
 - An event that no model is named for is a dead letter: `NoRoute`.
 
     routing = Routing.of("country", {"DE": ModelRef("fraud-de"), "US": ModelRef("fraud-us")}, refs)
@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, repeat
@@ -23,7 +24,7 @@ from modelcast.names import ModelRef
 from modelcast.records import DType
 from modelcast.tensors import FieldSpec
 
-from .decode.cursor import Mask
+from .decode.cursor import Array, Mask
 from .decode.result import Result
 from .decode.rules import PoisonEvent
 
@@ -33,6 +34,8 @@ NO_ROUTE = "NoRoute"
 ANY = "*"
 # Where an event goes that no model is named for.
 NOWHERE = -1
+# As people write them: a route of 007 is one of a text.
+_INTEGER = re.compile(r"0|-?[1-9][0-9]{0,18}")
 # A value is quoted so far in a dead letter's message.
 _QUOTED_CHARS = 100
 
@@ -47,7 +50,7 @@ class Routing:
     """
 
     field: str
-    by_value: Mapping[str, int]
+    by_value: Mapping[str | int, int]
     otherwise: int = NOWHERE
 
     @classmethod
@@ -73,22 +76,30 @@ class Routing:
             raise UsageError(
                 f"no route leads to {', '.join(unreached)}", hint=f"Name one, or {ANY}=MODEL for every other event."
             )
-        by_value = {value: refs.index(ref) for value, ref in wanted.items() if value != ANY}
-        return cls(field, by_value, refs.index(wanted[ANY]) if ANY in wanted else NOWHERE)
+        otherwise = refs.index(wanted[ANY]) if ANY in wanted else NOWHERE
+        texts = {value: refs.index(ref) for value, ref in wanted.items() if value != ANY}
+        if texts and all(map(_INTEGER.fullmatch, texts)):
+            return cls(field, {int(value): place for value, place in texts.items()}, otherwise)
+        return cls(field, dict[str | int, int](texts.items()), otherwise)
 
     @property
     def spec(self) -> FieldSpec:
         """The field as events are decoded for it."""
-        return FieldSpec(self.field, DType.STRING)
+        return FieldSpec(self.field, DType.INT64 if self._takes_integers else DType.STRING)
 
-    def places(self, values: npt.NDArray[np.object_]) -> npt.NDArray[np.int64]:
+    def places(self, values: Array) -> npt.NDArray[np.int64]:
         """The place of the model for each value; `NOWHERE` where there is none."""
         found = map(self.by_value.get, values.tolist(), repeat(self.otherwise))
         return np.fromiter(found, np.int64, len(values))
 
-    def no_route(self, value: str) -> str:
+    def no_route(self, value: object) -> str:
         """What a dead letter says of an event with this value."""
-        return f"field {self.field!r} is {value[:_QUOTED_CHARS]!r}, and no model is named for that"
+        shown = repr(value[:_QUOTED_CHARS]) if isinstance(value, str) else str(value)
+        return f"field {self.field!r} is {shown}, and no model is named for that"
+
+    @property
+    def _takes_integers(self) -> bool:
+        return any(isinstance(value, int) for value in self.by_value)
 
 
 def parse_routes(routes: Iterable[str]) -> dict[str, str]:

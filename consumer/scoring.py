@@ -113,7 +113,7 @@ class _Plan:
     """What the live versions need together.
 
     Attributes:
-        places: Of each model, which decoder reads its fields.
+        places: Of each model, which decoder reads its fields; at the end, of the field that says which model it is for.
     """
 
     versions: tuple[_Version, ...]
@@ -187,7 +187,7 @@ class Scoring:
         lost = [*results[0].broken, *self._unknown_events(results[0], batch)]
         masks: Sequence[Mask | None] = [None] * len(servables)
         if self._routing is not None:
-            masks, unrouted = routed(results[0], self._routing, len(batch), len(servables))
+            masks, unrouted = routed(results[plan.places[-1]], self._routing, len(batch), len(servables))
             lost += unrouted
         parts = []
         for index, (servable, version) in enumerate(zip(servables, plan.versions, strict=True)):
@@ -262,8 +262,8 @@ class Scoring:
         plan = self._plans.get(key)
         if plan is None:
             versions = tuple(self._version(servable) for servable in servables)
-            first = () if self._routing is None else (self._routing.spec,)
-            wanted, places = together(first, [version.specs for version in versions])
+            route = () if self._routing is None else ((self._routing.spec,),)
+            wanted, places = together([*(version.specs for version in versions), *route])
             decoders = tuple(BatchDecoder(specs, self._schemas, self._formats) for specs in wanted)
             plan = self._plans[key] = _Plan(versions, decoders, places)
             _forget(self._plans, _PLANS_MAX)

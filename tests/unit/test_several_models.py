@@ -289,6 +289,15 @@ class TestRoutes:
         assert [offset for _, offset, _ in scores(rig, OTHER)] == [0, 1, 2]
         assert [letter["exception"] for letter in letters(rig)] == ["MissingField"]
 
+    def test_a_route_may_be_an_integer_or_within_a_record(self) -> None:
+        rig = Rig(topics=[OTHER])
+        refs = [ModelRef("fraud"), ModelRef("churn")]
+        routing = Routing.of("at.shop", {"1": refs[0], "2": refs[1]}, refs)
+        self.send(rig, *({"at": {"shop": shop}, "amount": 1, "age": 1} for shop in (2, 1, 3)), {"at": {"shop": "1"}})
+        score_all(rig, FunctionServable(1), (OTHER, churn()), routing=routing)
+        assert (scores(rig, SCORES), scores(rig, OTHER)) == ([("fraud", 1, 1)], [("churn", 0, 1)])
+        assert [letter["exception"] for letter in letters(rig)] == ["NoRoute", "NoRoute"]
+
 
 class TestHeaders:
     TRACE = ("traceparent", b"00-4bf92f35-00f067aa-01")

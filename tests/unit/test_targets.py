@@ -83,6 +83,18 @@ class TestRoutes:
         assert targets.routing is not None
         assert targets.routing.places(np.array(["US", "AT", "FR"], object)).tolist() == [1, 0, NOWHERE]
 
+    def test_routes_of_integers_go_by_an_integer(self) -> None:
+        routing = Routing.of("tenant", {"17": FRAUD, "-3": CHURN}, [FRAUD, CHURN])
+        assert routing.spec == FieldSpec("tenant", DType.INT64)
+        assert routing.places(np.array([-3, 17, 4])).tolist() == [1, 0, NOWHERE]
+        assert routing.no_route(4) == "field 'tenant' is 4, and no model is named for that"
+
+    @pytest.mark.parametrize("values", [("17", "x"), ("17", "007"), ("-0", "1")])
+    def test_routes_that_are_not_all_integers_go_by_text(self, values: tuple[str, str]) -> None:
+        routing = Routing.of("tenant", dict(zip(values, (FRAUD, CHURN), strict=True)), [FRAUD, CHURN])
+        assert routing.spec.dtype is DType.STRING
+        assert routing.places(np.array(values, object)).tolist() == [0, 1]
+
     def test_without_routes_values_are_the_models_names(self) -> None:
         routing = Targets.of(["fraud", "churn@2"], "T", route="kind").routing
         assert routing is not None
@@ -121,14 +133,14 @@ class TestFieldsTogether:
     AGE = FieldSpec("age", DType.FLOAT32)
 
     def test_fields_that_agree_are_decoded_once(self) -> None:
-        wanted, places = together([], [[self.AMOUNT, self.AGE], [self.AMOUNT], [self.AGE]])
+        wanted, places = together([[self.AMOUNT, self.AGE], [self.AMOUNT], [self.AGE]])
         assert wanted == [(self.AMOUNT, self.AGE)]
         assert places == (0, 0, 0)
 
     def test_a_field_wanted_as_two_things_takes_two_decoders(self) -> None:
-        wanted, places = together([self.AGE], [[self.AMOUNT], [self.WHOLE, self.AGE], [self.WHOLE]])
-        assert wanted == [(self.AGE, self.AMOUNT), (self.WHOLE, self.AGE)]
-        assert places == (0, 1, 1)
+        wanted, places = together([[self.AMOUNT], [self.WHOLE, self.AGE], [self.WHOLE], [self.AGE]])
+        assert wanted == [(self.AMOUNT, self.AGE), (self.WHOLE, self.AGE)]
+        assert places == (0, 1, 1, 0)
 
 
 def test_a_lone_model_that_fails_keeps_its_events_and_one_of_several_stops_no_other() -> None:
