@@ -228,6 +228,8 @@ def _marks(entry: dict[str, Any]) -> str:
 def _tell(context: CommandContext, topic: str, done: Replayed, *, dry: bool) -> None:
     output = context.output
     sent = sum(done.sent.values())
+    if done.new and sent:
+        output.say("nothing is known of an earlier replay of this topic: all letters count as not sent back")
     for place, reason in done.named:
         output.warn(f"letter {place} is not sent back: {reason}")
     if done.passed_over > len(done.named):
