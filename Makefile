@@ -25,8 +25,11 @@ demo: $(STAMP) ## A year of flights, scored while the model is retrained and swa
 test: $(STAMP) ## Unit tests and tests on a real Kafka broker (under 10 minutes)
 	$(PY) -m pytest tests/unit tests/broker -n $(WORKERS) --dist loadfile
 
-faults: $(STAMP) ## Publishers, scorers and brokers really killed (some 6 minutes)
+faults: $(STAMP) ## Publishers, scorers and brokers really killed (under 8 minutes)
 	$(PY) -m pytest tests/faults
+
+headline: $(STAMP) ## Exactly-once over 100,000 events, clients and brokers killed, versions swapping (some 3 minutes)
+	MODELCAST_HEADLINE_EVENTS=100000 $(PY) -m pytest tests/faults/test_headline.py -s
 
 fuzz: $(STAMP) ## Damaged events and their neighbours, 120,000 batches (some 10 minutes; FUZZ_BATCHES=N)
 	$(PY) -m tests.fuzz --batches $$(( $(FUZZ_BATCHES) / 2 ))

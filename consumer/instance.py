@@ -6,6 +6,8 @@ killed has to find that one's slot, so that its partitions come back at once and
 - A slot is the host's name and the first number whose lock file is free; the system frees a dead process's locks.
 - A slot the user names is locked too: two processes under one name would fence each other for ever.
 - A lock is tied to the brokers, prefix and group, so that scorers of different groups take no number from each other.
+- Where no lock can be kept (a state folder that can't be written), the id is a random one, or the named one unlocked:
+  a kill then costs the timeouts of its session and transaction. The instance says so.
 
     with claim_instance(state_folder(), scope="localhost:9092/modelcast/fraud-scorers") as instance:
         instance.name                                       # 'host-0'
@@ -15,6 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import secrets
 import socket
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +26,7 @@ from typing import Self
 
 from filelock import FileLock, Timeout
 
-from modelcast.errors import ConfigError, UsageError
+from modelcast.errors import UsageError
 from modelcast.folders import STATE_VARIABLE
 
 # More scorers of one group than this on one host means that locks do not work (a file system without them).
@@ -34,17 +37,25 @@ NAMED_INSTANCE_WAIT_S = 10.0
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _NOT_NAME = re.compile(r"[^A-Za-z0-9._-]")
 _MAX_HOST_CHARS = 80  # leaves room for the number within what an instance may be called
+_RANDOM_BYTES = 4  # told apart among the scorers of one group and host
 
 
 @dataclass(frozen=True)
 class Instance:
-    """A claimed instance id; free again after `release`, or when the process ends however it ends."""
+    """A claimed instance id; free again after `release`, or when the process ends however it ends.
+
+    Attributes:
+        lock: What keeps others on this host from it; None where none can be kept.
+        warning: What is wrong with it, for whoever runs the scorer.
+    """
 
     name: str
-    lock: FileLock
+    lock: FileLock | None
+    warning: str | None = None
 
     def release(self) -> None:
-        self.lock.release()
+        if self.lock is not None:
+            self.lock.release()
 
     def __enter__(self) -> Self:
         return self
@@ -69,34 +80,30 @@ def claim_instance(
 
     Raises:
         UsageError: The name can't be an id, or another process on this host runs under it.
-        ConfigError: The state directory can't be written.
     """
     folder = state / "instances" / hashlib.sha256(scope.encode()).hexdigest()[:16]
+    if named is not None and not _NAME.fullmatch(named):
+        raise UsageError(
+            f"{named!r} can't be an instance id",
+            hint="Use 1 to 100 letters, digits, '.', '_' and '-', starting with a letter or digit.",
+        )
+    stem = _host_stem(socket.gethostname() if host is None else host)
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         if named is not None:
             return _claim_named(folder, named, NAMED_INSTANCE_WAIT_S if wait_s is None else wait_s)
-        stem = _host_stem(socket.gethostname() if host is None else host)
         for number in range(MAX_INSTANCES):
             instance = _try_lock(folder, f"{stem}-{number}", 0)
             if instance is not None:
                 return instance
     except OSError as error:
-        raise ConfigError(
-            f"can't keep instance ids in {folder}: {error.strerror or error}",
-            hint=f"Name a writable directory in {STATE_VARIABLE}, or give each scorer its own --instance.",
-        ) from error
+        return _unlocked(folder, error, stem, named)
     raise UsageError(
         f"all {MAX_INSTANCES} instance ids in {folder} are taken", hint="Give each scorer its own --instance."
     )
 
 
 def _claim_named(folder: Path, name: str, wait_s: float) -> Instance:
-    if not _NAME.fullmatch(name):
-        raise UsageError(
-            f"{name!r} can't be an instance id",
-            hint="Use 1 to 100 letters, digits, '.', '_' and '-', starting with a letter or digit.",
-        )
     instance = _try_lock(folder, name, wait_s)
     if instance is None:
         raise UsageError(
@@ -104,6 +111,20 @@ def _claim_named(folder: Path, name: str, wait_s: float) -> Instance:
             hint="Give each scorer its own --instance, or none: a free id is then found.",
         )
     return instance
+
+
+def _unlocked(folder: Path, error: OSError, stem: str, named: str | None) -> Instance:
+    why = f"can't keep instance ids in {folder} ({error.strerror or error})"
+    if named is not None:
+        return Instance(
+            named, None, f"{why}: nothing keeps a second process on this host from running as {named!r} too"
+        )
+    return Instance(
+        f"{stem}-{secrets.token_hex(_RANDOM_BYTES)}",
+        None,
+        f"{why}: this scorer has a random one, and if it is killed, its events wait for its session and transaction to "
+        f"time out. Name a writable directory in {STATE_VARIABLE}, or give each scorer its own --instance.",
+    )
 
 
 def _try_lock(folder: Path, name: str, wait_s: float) -> Instance | None:

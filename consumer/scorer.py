@@ -264,7 +264,7 @@ class Scorer:
                     route=None if self._targets.routing is None else self._targets.routing.field,
                 )
             )
-            for warning in plan.warnings:
+            for warning in [*plan.warnings, *([instance.warning] if instance.warning else [])]:
                 self._report(Warned(warning))
             return self._run_with(log, instance.name, plan.partitions, end, stack)
 

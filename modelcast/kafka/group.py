@@ -263,4 +263,13 @@ class KafkaGroupConsumer:
         where = f"can't read topic {self._topic!r} in group {self._group!r}"
         if partition is not None and partition >= 0:
             where += f", partition {partition} from offset {offset}"
-        raise self._faults.explain(error, where)
+        explained = self._faults.explain(error, where)
+        if isinstance(explained, OffsetOutOfRangeError):
+            explained = OffsetOutOfRangeError(explained.message, hint=self._how_to_go_on(explained.hint))
+        raise explained
+
+    def _how_to_go_on(self, cause: str | None) -> str:
+        return (
+            f"{cause or ''} To go on without them: kafka-consumer-groups.sh --bootstrap-server … --group {self._group} "
+            f"--topic {self._topic} --reset-offsets --to-earliest --execute"
+        ).lstrip()

@@ -172,6 +172,7 @@ def test_an_offset_that_retention_passed_is_an_error_never_a_skip(
         with pytest.raises(OffsetOutOfRangeError, match=f"{topic}.*partition 0 from offset 1") as raised:
             second.consume(bool)
     assert raised.value.retriable is False
+    assert "--reset-offsets" in (raised.value.hint or "")
 
 
 def test_where_a_group_without_offsets_starts_is_the_callers_choice(

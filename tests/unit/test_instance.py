@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from modelcast.consumer.instance import claim_instance
-from modelcast.errors import ConfigError, ExitCode, UsageError
+from modelcast.errors import ExitCode, UsageError
 
 _HOLD = """
 import sys, time
@@ -74,8 +74,19 @@ def test_names_that_would_leave_the_folder_or_the_broker_s_rules_are_refused(tmp
         claim_instance(tmp_path, scope="s", named=name)
 
 
-def test_a_state_directory_that_is_a_file_is_an_error_with_the_variable_to_set(tmp_path: Path) -> None:
+def test_where_no_lock_can_be_kept_the_id_is_random_and_says_what_that_costs(tmp_path: Path) -> None:
     state = tmp_path / "state"
     state.write_text("")
-    with pytest.raises(ConfigError, match="MODELCAST_STATE_DIR"):
-        claim_instance(state, scope="s", host="h")
+    with claim_instance(state, scope="s", host="h") as one, claim_instance(state, scope="s", host="h") as other:
+        assert one.name != other.name
+        assert one.name.startswith("h-")
+        assert one.warning is not None
+        assert "MODELCAST_STATE_DIR" in one.warning
+
+
+def test_a_named_id_needs_no_lock_and_says_that_it_has_none(tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    state.write_text("")
+    with claim_instance(state, scope="s", named="blue") as instance:
+        assert instance.name == "blue"
+        assert "'blue'" in (instance.warning or "")
