@@ -4,7 +4,9 @@
   (`__arrow_c_stream__`: pyarrow, DuckDB, …), which Polars reads. Scalars count for every row.
 - Or a list of records, each a mapping of field to value.
 - The rules are those of events: a value is there (null, None and pandas' NA are not), a string is text, a bool is no
-  number. Fields the model does not take are ignored.
+  number; times are milliseconds. Fields the model does not take are ignored. Where the model says what null counts as,
+  that stands for a value that is not there, and for a field that is not.
+- A field `a.b` is the column or key `a.b`; where there is none, `b` of what is under `a`.
 - Arrays that are what the model takes (its element type, one dimension) are passed on as they are, in a microsecond.
 - A field that holds the whole row of a tensor `[N, d1, …, dk]` is one array of that shape or of `[N, d1·…·dk]`; or for
   each row what `modelcast.tensors` takes. One row alone, as bytes or an array, counts as a scalar does.
@@ -12,8 +14,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Final, Protocol, runtime_checkable
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any, Final, Protocol, cast, runtime_checkable
 
 import numpy as np
 
@@ -46,6 +48,11 @@ class ArrowStream(Protocol):
 
 Rows = Mapping[str, Any] | Sequence[Mapping[str, Any]] | Frame | ArrowStream
 
+# Records within records: a field `b` of a field `a` is `a.b`.
+SEPARATOR: Final = "."
+# Stands for what is not there, where None could be.
+MISSING: Final = object()
+
 _SCALARS = (str, bytes, int, float, bool, np.generic, type(None))
 _BOOLS = (bool, np.bool_)
 _NUMBERS = (int, float, np.integer, np.floating)
@@ -71,9 +78,11 @@ def columns_of(rows: Rows | object, specs: Sequence[FieldSpec]) -> dict[str, Arr
     arrays: dict[str, Array] = {}
     scalars: dict[str, Array] = {}
     for spec in specs:
-        if spec.name not in table:
-            raise missing_field(spec, table)
-        value = table[spec.name]
+        value = held(table, spec.name)
+        if value is MISSING:
+            if spec.null is None:
+                raise missing_field(spec, table)
+            value = None
         is_scalar = _is_one(spec, value)
         if spec.shape is not None:
             column = _tensor(spec, [value] if is_scalar else value)
@@ -154,14 +163,33 @@ def _table(rows: object, specs: Sequence[FieldSpec]) -> Mapping[str, Any]:
         if not isinstance(record, Mapping):
             raise BindingError(f"row {index} is a {type(record).__name__}, not a mapping of field to value")
     for spec in specs:
-        missing = next((index for index, record in enumerate(rows) if spec.name not in record), None)
+        found = [held(record, spec.name) for record in rows]
+        missing = next((index for index, value in enumerate(found) if value is MISSING), None)
         if missing is None:
-            table[spec.name] = [record[spec.name] for record in rows]
-        elif any(spec.name in record for record in rows):
+            table[spec.name] = found
+        elif spec.null is not None:
+            table[spec.name] = [None if value is MISSING else value for value in found]
+        elif any(value is not MISSING for value in found):
             raise BindingError(f"field {spec.name!r} is missing in row {missing}")
         else:
             raise missing_field(spec, rows[missing])
     return table
+
+
+def held(holder: Any, name: str) -> Any:
+    """What a mapping holds under a name, or within what is under its first part; `MISSING` if nothing does.
+
+    Within null everything is null.
+    """
+    if name in holder:
+        return holder[name]
+    first, dot, rest = name.partition(SEPARATOR)
+    if not dot or first not in holder:
+        return MISSING
+    within = holder[first]
+    if within is None:
+        return None
+    return held(within, rest) if isinstance(within, Mapping) else MISSING
 
 
 def _arrow(rows: ArrowStream, specs: Sequence[FieldSpec]) -> Mapping[str, Any]:
@@ -179,10 +207,30 @@ def _arrow(rows: ArrowStream, specs: Sequence[FieldSpec]) -> Mapping[str, Any]:
 
 def _columns_of_frame(frame: Frame, specs: Sequence[FieldSpec]) -> Mapping[str, Any]:
     names = frozenset(frame.columns)
+    table: dict[str, Any] = {}
     for spec in specs:
-        if spec.name not in names:
+        column = frame[spec.name] if spec.name in names else _within(frame, spec.name, names)
+        if column is not None:
+            table[spec.name] = column
+        elif spec.null is None:
             raise missing_field(spec, names)
-    return {spec.name: frame[spec.name] for spec in specs}
+    return table
+
+
+def _within(frame: Frame, name: str, names: Collection[str]) -> Any:
+    """A field of a column of records; None if there is no such column or field."""
+    first, *path = name.split(SEPARATOR)
+    if not path or first not in names:
+        return None
+    column = frame[first]
+    if not hasattr(column, "struct"):  # pandas: records are dicts
+        found = [held({first: value}, name) for value in column]
+        return None if all(value is MISSING for value in found) else [None if v is MISSING else v for v in found]
+    for part in path:
+        if part not in getattr(column.struct, "fields", ()):
+            return None
+        column = column.struct.field(part)
+    return column
 
 
 def _is_one(spec: FieldSpec, value: Any) -> bool:
@@ -194,7 +242,7 @@ def _is_one(spec: FieldSpec, value: Any) -> bool:
 
 def _tensor(spec: FieldSpec, values: Any) -> Array:
     if not isinstance(values, np.ndarray | list | tuple):
-        array = _numpy(spec, values)
+        array = np.asarray(_numpy(spec, values))  # never a list: nothing counts as a whole row
         # Lists of one length are one array already in Arrow's memory; others are rows of their own.
         listed = getattr(values, "to_list", None) or getattr(values, "to_pylist", None)
         values = array if array.ndim > 1 else listed() if listed is not None else list(values)
@@ -206,6 +254,8 @@ def _tensor(spec: FieldSpec, values: Any) -> Array:
 def _column(spec: FieldSpec, values: Any) -> Array:
     if not isinstance(values, np.ndarray | list | tuple):
         values = _numpy(spec, values)
+    if isinstance(values, np.ndarray) and values.dtype.kind == "M":
+        return _milliseconds(spec, values)
     is_typed = isinstance(values, np.ndarray) and values.dtype.kind != "O"
     column: Array = values if is_typed else _of_objects(spec, list(values))
     if column.dtype.kind == "b" and spec.dtype is not DType.BOOL:
@@ -213,10 +263,24 @@ def _column(spec: FieldSpec, values: Any) -> Array:
     return column.astype(object) if column.dtype.kind == "U" else column
 
 
-def _numpy(spec: FieldSpec, series: Any) -> Array:
+def _milliseconds(spec: FieldSpec, times: Array) -> Array:
+    """Times as events have them: milliseconds since 1970, rounded down; dates are days."""
+    nulls = np.isnat(times)
+    is_date = np.datetime_data(times.dtype)[0] == "D"
+    whole: Array = (times if is_date else times.astype("datetime64[ms]")).astype(np.int64)
+    if not nulls.any():
+        return whole
+    _refuse_nulls(spec, int(nulls.sum()))
+    value = cast("float", spec.null_value)
+    return np.where(nulls, np.asarray(value), whole)
+
+
+def _numpy(spec: FieldSpec, series: Any) -> Array | list[Any]:
     """A series without nulls: on their way to numpy they turn into NaN, which would be another value."""
     null_count = getattr(series, "null_count", 0)  # a method of Polars, a property of Arrow
     if callable(null_count):
+        if null_count() and spec.null is not None and not series.dtype.is_temporal():
+            return series.to_list()  # type: ignore[no-any-return]
         _refuse_nulls(spec, null_count())
         # `asarray` asks Polars for what it lacks first, which takes twenty times as long.
         converted: Array = series.to_numpy()
@@ -225,17 +289,21 @@ def _numpy(spec: FieldSpec, series: Any) -> Array:
     if not isinstance(getattr(series, "dtype", np.dtype(object)), np.dtype):
         is_null = getattr(series, "isna", None)
         null_count = int(is_null().sum()) if callable(is_null) else null_count
+    if null_count and spec.null is not None:
+        return [None if gone else value for value, gone in zip(series.tolist(), series.isna().tolist(), strict=True)]
     _refuse_nulls(spec, null_count)
     return np.asarray(series)
 
 
 def _refuse_nulls(spec: FieldSpec, count: int) -> None:
-    if count:
+    if count and spec.null is None:
         raise BindingError(f"field {spec.name!r} is null in {count} rows")
 
 
 def _of_objects(spec: FieldSpec, values: Sequence[Any]) -> Array:
     """Values of any Python types, held to the field's kind before numpy could turn one into the other."""
+    if spec.null is not None:
+        values = [spec.null_value if value is None else value for value in values]
     wrong = {kind for kind in set(map(type, values)) if not _fits(kind, spec.dtype)}
     if wrong:
         index, value = next((index, value) for index, value in enumerate(values) if type(value) in wrong)

@@ -133,7 +133,8 @@ class Evaluation:
 
     def _run(self, path: Path, signature: Signature, part: Rows, limits: SmokeLimits, who: str) -> Mapping[str, Array]:
         try:
-            feeds = examples_of.feeds(signature.inputs, part)
+            nulls = {rule.field: rule.value for rule in signature.nulls}
+            feeds = examples_of.feeds(signature.inputs, part.filled(nulls))
         except BindingError as error:
             raise UsageError(
                 f"{self._name} can't feed {who}: {error.message}",

@@ -8,7 +8,10 @@
 - An input `[N, d1, …, dk]` of more dimensions takes one field that holds the whole row (`whole_rows`), found as for a
   column. So does `[N, F]` where the one field of its name, or the one named as fields, holds rows.
 - Values convert without loss of meaning, as those of events will: float from any number, integer from integers in
-  range, string from text, boolean from booleans. A missing number is NaN for a float input and an error elsewhere.
+  range, string from text, boolean from booleans. A missing number is NaN for a float input and an error elsewhere,
+  unless the publisher says what null counts as (`nulls`).
+- Fields of records, given as structs or dicts, are columns `a.b`. Times are milliseconds since 1970, dates days, as
+  they will be in events.
 
     >>> rows = read({"amount": [1.5, 2.0], "note": ["a", "b"]})
     >>> bind([TensorInfo("amount", "float32", (None, 1))], rows, None)[0].fields
@@ -35,6 +38,7 @@ from modelcast.runtime import TensorInfo
 from modelcast.tensors import LAYOUTS, tensor_of
 
 from . import whole_rows
+from .columns import KINDS_HINT, as_array, filled, flat, is_pandas, series_of
 
 Array = npt.NDArray[Any]
 # A path, a polars or pandas DataFrame, arrays or lists by name, or one dict a row.
@@ -49,7 +53,6 @@ _ROWS_HINT = "Give each input as many rows as the others."
 _NAMES_HINT = (
     "Name the event fields as the examples do, in the model's order: --fields a,b,c (from Python: fields=[...])."
 )
-_KINDS_HINT = "Give examples of the kind the model takes, as events will have them, or convert inside the model."
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,19 @@ class Rows:
             return self
         return Rows({name: values[start:stop] for name, values in self.values.items()}, stop - start)
 
+    def filled(self, nulls: Mapping[str, str]) -> Rows:
+        """With what null counts as, by field, in the place of missing values.
+
+        Raises:
+            UsageError: A column holds nothing that could be that.
+        """
+        if not nulls:
+            return self
+        values = {
+            name: filled(name, held, nulls[name]) if name in nulls else held for name, held in self.values.items()
+        }
+        return Rows(values, self.count)
+
     def column(self, name: str) -> Array:
         """One column `[N]`: float, int64 or bool, or an object array of str (None where a text is missing).
 
@@ -87,13 +103,13 @@ class Rows:
             raise BindingError(
                 f"the examples have no field {name!r}; they have {_listed(self.names)}", hint=_NAMES_HINT
             )
-        array = _as_array(name, self.values[name])
+        array = as_array(name, self.values[name])
         if array.ndim == 2 and array.shape[1] == 1:
             array = array[:, 0]
         if array.ndim != 1:
             raise BindingError(
                 f"field {name!r} of the examples is an array of shape {list(array.shape)}, not a column",
-                hint=_KINDS_HINT,
+                hint=KINDS_HINT,
             )
         return array
 
@@ -102,7 +118,7 @@ class Rows:
         values = self.values.get(name)
         if values is None:
             return None
-        return _as_array(name, values) if getattr(values, "ndim", 1) == 2 else whole_rows.as_matrix(values)
+        return as_array(name, values) if getattr(values, "ndim", 1) == 2 else whole_rows.as_matrix(values)
 
     def is_number(self, name: str) -> bool:
         """Whether the column of this name holds numbers."""
@@ -210,13 +226,14 @@ def _of_object(source: Any) -> Rows:
         return _of_mapping(source)
     if isinstance(source, pl.DataFrame):
         return _of_frame(source)
-    if _is_pandas(source) and hasattr(source, "columns"):
-        return Rows({str(name): source[name] for name in source.columns}, len(source))
+    if is_pandas(source) and hasattr(source, "columns"):
+        return Rows(flat({str(name): source[name] for name in source.columns}), len(source))
     if isinstance(source, Sequence) and all(isinstance(row, Mapping) for row in source):
         if not source:
             return Rows({}, 0)
         names = dict.fromkeys(str(name) for row in source for name in row)
-        return Rows({name: _series(name, [row.get(name) for row in source]) for name in names}, len(source))
+        columns = {name: series_of(name, [row.get(name) for row in source]) for name in names}
+        return Rows(flat(columns), len(source))
     raise SourceError(
         f"examples can't be a {type(source).__name__}",
         hint="Give a path, a DataFrame, a dict of arrays, or a list of dicts.",
@@ -224,7 +241,7 @@ def _of_object(source: Any) -> Rows:
 
 
 def _of_frame(frame: pl.DataFrame) -> Rows:
-    return Rows({name: frame[name] for name in frame.columns}, frame.height)
+    return Rows(flat({name: frame[name] for name in frame.columns}), frame.height)
 
 
 def _of_mapping(source: Mapping[str, Any]) -> Rows:
@@ -233,94 +250,19 @@ def _of_mapping(source: Mapping[str, Any]) -> Rows:
     if len(set(counts.values())) > 1:
         told = ", ".join(f"{name}: {count}" for name, count in counts.items())
         raise SourceError(f"the examples' arrays have different numbers of rows ({told})", hint=_ROWS_HINT)
-    return Rows(values, next(iter(counts.values()), 0))
+    return Rows(flat(values), next(iter(counts.values()), 0))
 
 
 def _sliceable(name: str, value: Any) -> Any:
-    if isinstance(value, pl.Series) or _is_pandas(value):
+    if isinstance(value, pl.Series) or is_pandas(value):
         return value
     if isinstance(value, (list, tuple)):
         nested = any(isinstance(entry, (list, tuple, np.ndarray)) for entry in value)
-        value = value if nested else _series(name, list(value))
+        value = value if nested else series_of(name, list(value))
     array = value if isinstance(value, pl.Series) else np.asarray(value)
     if isinstance(array, np.ndarray) and array.ndim == 0:
         raise SourceError(f"example {name!r} is a single value, not a row of values", hint=_ROWS_HINT)
     return array
-
-
-def _is_pandas(value: Any) -> bool:
-    return type(value).__module__.partition(".")[0] == "pandas"
-
-
-def _series(name: str, values: list[Any]) -> pl.Series:
-    try:
-        return pl.Series(name, values)
-    except (pl.exceptions.PolarsError, TypeError, ValueError, OverflowError):
-        try:  # integers first, floats later
-            return pl.Series(name, values, dtype=pl.Float64)
-        except (pl.exceptions.PolarsError, TypeError, ValueError, OverflowError):
-            return pl.Series(name, values, dtype=pl.Object)  # refused if anybody asks for it
-
-
-def _as_array(name: str, values: Any) -> Array:
-    """Floats, int64, bool or object-of-str, of the same shape."""
-    if isinstance(values, pl.Series):
-        return _of_series(name, values)
-    if _is_pandas(values):
-        dtype = getattr(values, "dtype", None)
-        if isinstance(dtype, np.dtype) and dtype.kind in "fiub":
-            return _as_array(name, values.to_numpy())
-        missing = values.isna().tolist()
-        texts = [None if gone else value for value, gone in zip(values.tolist(), missing, strict=True)]
-        return _of_series(name, _series(name, texts))
-    return _of_numpy(name, np.asarray(values))
-
-
-def _of_numpy(name: str, array: Array) -> Array:
-    kind = array.dtype.kind
-    if kind == "O":
-        flat = [None if value is None or value != value else value for value in array.reshape(-1).tolist()]  # noqa: PLR0124
-        return _of_series(name, _series(name, flat)).reshape(array.shape)
-    if kind in "iu":
-        return _int64(name, array)
-    if kind in "fbU":
-        wanted: npt.DTypeLike = {
-            "f": array.dtype if array.dtype.itemsize in (4, 8) else np.float64,
-            "b": bool,
-            "U": object,
-        }[kind]
-        return array.astype(wanted, copy=False)
-    raise BindingError(
-        f"field {name!r} of the examples holds {array.dtype}, which no model input takes", hint=_KINDS_HINT
-    )
-
-
-def _of_series(name: str, series: pl.Series) -> Array:
-    dtype = series.dtype
-    if dtype.is_integer():
-        if series.null_count():
-            return series.cast(pl.Float64).to_numpy()
-        return _int64(name, series.to_numpy())
-    if dtype.is_float() or dtype.is_decimal() or dtype == pl.Null:
-        return series.cast(pl.Float32 if dtype == pl.Float32 else pl.Float64).to_numpy()
-    if dtype == pl.Boolean:
-        if series.null_count():
-            raise BindingError(
-                f"field {name!r} of the examples is boolean and misses values",
-                hint="Leave those rows out, or make it a number.",
-            )
-        return series.to_numpy()
-    if dtype == pl.String or isinstance(dtype, (pl.Categorical, pl.Enum)):
-        texts = np.empty(len(series), dtype=object)
-        texts[:] = series.cast(pl.String).to_list()
-        return texts
-    raise BindingError(f"field {name!r} of the examples holds {dtype}, which no model input takes", hint=_KINDS_HINT)
-
-
-def _int64(name: str, array: Array) -> Array:
-    if array.dtype == np.uint64 and array.size and array.max() > np.iinfo(np.int64).max:
-        raise BindingError(f"field {name!r} of the examples holds integers beyond 64 bits with sign", hint=_KINDS_HINT)
-    return array.astype(np.int64, copy=False)
 
 
 def _is_tensor(info: TensorInfo, rows: Rows, fields: Sequence[str] | None) -> bool:
@@ -438,7 +380,7 @@ def _feed(binding: InputBinding, rows: Rows) -> Array:
     if given is not None and (width or 1) > 1:
         if given.shape[1] != width:
             raise BindingError(
-                f"the examples give input {binding.name!r} {given.shape[1]} columns, it takes {width}", hint=_KINDS_HINT
+                f"the examples give input {binding.name!r} {given.shape[1]} columns, it takes {width}", hint=KINDS_HINT
             )
         return np.ascontiguousarray(_converted(binding.name, given, binding.dtype))
     names = (
@@ -455,7 +397,7 @@ def _converted(field: str, array: Array, dtype: DType) -> Array:
     if dtype in (DType.INT64, DType.INT32, DType.UINT8) and kind in "iu":
         bounds = np.iinfo(dtype.value)
         if array.size and (array.min() < bounds.min or array.max() > bounds.max):
-            raise BindingError(f"field {field!r} holds integers beyond {dtype}", hint=_KINDS_HINT)
+            raise BindingError(f"field {field!r} holds integers beyond {dtype}", hint=KINDS_HINT)
         return array.astype(dtype.value)
     if dtype is DType.BOOL and kind == "b":
         return array
@@ -468,7 +410,7 @@ def _converted(field: str, array: Array, dtype: DType) -> Array:
             )
         return array
     held = {"f": "floats", "i": "integers", "u": "integers", "b": "booleans", "O": "texts"}[kind]
-    raise BindingError(f"field {field!r} of the examples holds {held}, and the model takes {dtype}", hint=_KINDS_HINT)
+    raise BindingError(f"field {field!r} of the examples holds {held}, and the model takes {dtype}", hint=KINDS_HINT)
 
 
 def _listed(names: Sequence[str]) -> str:

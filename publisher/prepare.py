@@ -44,6 +44,7 @@ from . import octets, parity, smoke, sources, tree
 from .candidate import Candidate
 from .convert import converters
 from .examples import ExamplesSource, Rows
+from .nulls import as_texts, rules_of
 from .rename import renamed
 from .smoke import SmokeLimits
 from .sources import Source
@@ -92,6 +93,7 @@ def prepare(
     *,
     fields: Sequence[str] | None = None,
     rename: Mapping[str, str] | None = None,
+    nulls: Mapping[str, object] | None = None,
     trust_pickle: bool = False,
     directory: Path,
     limits: SmokeLimits = SmokeLimits(),  # noqa: B008 - a frozen value
@@ -104,6 +106,7 @@ def prepare(
         examples: Rows by field name or arrays by input name; see `modelcast.publisher.examples`.
         fields: The event fields that make up a single matrix input, in order.
         rename: The graph's name of an output or input -> another.
+        nulls: Event field -> what it counts as where it is null or not there; see `nulls`.
         trust_pickle: Whether a pickle that a reference leads to may be unpickled, which runs its code.
         directory: An existing folder for the files.
         limits: What the smoke run may take; the model's own size comes on top.
@@ -119,54 +122,54 @@ def prepare(
     tell = progress or _silent
     tell("load")
     with sources.opened(source, tell, trust_pickle=trust_pickle) as opened:
-        rows = examples_of.read(examples)
+        given = as_texts(nulls or {})
+        rows = examples_of.read(examples).filled(given)
         if rows.count > examples_of.MAX_ROWS:
             tell(f"the first {examples_of.MAX_ROWS} of {rows.count} examples are used")
             rows = rows.head(examples_of.MAX_ROWS)
         before = set(directory.iterdir())
         try:
-            prepared = _prepare(opened.model, rows, fields, rename or {}, directory, limits, tell, before)
+            request = _Request(rows, fields, given, directory, limits, tell)
+            prepared = _prepare(opened.model, rename or {}, request, before)
         except BaseException:
             _clear(directory, before)
             raise
     return replace(prepared, frameworks={**prepared.frameworks, **opened.origin}, metrics=opened.metrics)
 
 
-def _prepare(
-    loaded: Candidate | Any,
-    rows: Rows,
-    fields: Sequence[str] | None,
-    names: Mapping[str, str],
-    directory: Path,
-    limits: SmokeLimits,
-    tell: Callable[[str], None],
-    keep: Set[Path],
-) -> PreparedModel:
+@dataclass(frozen=True)
+class _Request:
+    """What a candidate is tried with."""
+
+    rows: Rows
+    fields: Sequence[str] | None
+    nulls: Mapping[str, str]
+    directory: Path
+    limits: SmokeLimits
+    tell: Callable[[str], None]
+
+
+def _prepare(loaded: Candidate | Any, names: Mapping[str, str], request: _Request, keep: Set[Path]) -> PreparedModel:
+    rows, fields = request.rows, request.fields
     if isinstance(loaded, Candidate):
-        return _try(renamed(loaded, names), rows, fields, directory, limits, tell)
-    tell("convert")
+        return _try(renamed(loaded, names), request)
+    request.tell("convert")
     try:
         converted = octets.taken(renamed(converters.convert(loaded, rows, fields), names), rows, fields)
-        return _try(converted, rows, fields, directory, limits, tell)
+        return _try(converted, request)
     except ParityError as error:
-        tell("convert with float64, because float32 does not agree with the original")
-        _clear(directory, keep)
+        request.tell("convert with float64, because float32 does not agree with the original")
+        _clear(request.directory, keep)
         try:
             converted = renamed(converters.convert(loaded, rows, fields, precise=True), names)
             converted = octets.taken(converted, rows, fields)
-            return _try(converted, rows, fields, directory, limits, tell)
+            return _try(converted, request)
         except ModelRefusedError:
             raise error from None  # of the two the one about the graph that everybody would get
 
 
-def _try(
-    candidate: Candidate,
-    rows: Rows,
-    fields: Sequence[str] | None,
-    directory: Path,
-    limits: SmokeLimits,
-    tell: Callable[[str], None],
-) -> PreparedModel:
+def _try(candidate: Candidate, request: _Request) -> PreparedModel:
+    rows, fields, directory, tell = request.rows, request.fields, request.directory, request.tell
     original = candidate.original
     tree.write(candidate.model, candidate.folder, directory)
     tell("check")
@@ -174,10 +177,11 @@ def _try(
     bindings = examples_of.bind(facts.inputs, rows, fields if fields is not None else candidate.fields)
     rows = rows.head(_rows_within(SMOKE_VALUES, bindings))
     feeds = examples_of.feeds(bindings, rows)
+    rules = rules_of(bindings, feeds, request.nulls)
     tell("smoke-run")
     size = sum((directory / path).stat().st_size for path in tree.paths(directory))
-    result = smoke.run(directory / GRAPH_PATH, feeds, limits.scaled(size))
-    signature = Signature(bindings, _outputs(facts, result.outputs))
+    result = smoke.run(directory / GRAPH_PATH, feeds, request.limits.scaled(size))
+    signature = Signature(bindings, _outputs(facts, result.outputs), rules)
     graph.check_signature(facts, signature)
     _check_finite(feeds, result.outputs, bindings)
     if original is not None:

@@ -42,6 +42,14 @@ def publish(
         list[str] | None,
         typer.Option(metavar="OUTPUT=NAME", help="Call an output (or input) of the model otherwise. Repeatable."),
     ] = None,
+    null: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="FIELD=VALUE",
+            help="What a field counts as where an event has null or lacks it, 'amount=nan', 'country='; without, such "
+            "an event is a dead letter. Float fields that miss values in the examples count as nan. Repeatable.",
+        ),
+    ] = None,
     metric: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="A measured value. Repeatable.")] = None,
     require: Annotated[
         list[str] | None,
@@ -105,6 +113,7 @@ def publish(
             examples=examples,
             fields=None if fields is None else [field.strip() for field in fields.split(",")],
             rename=_renames(rename or ()),
+            nulls=_nulls(null or ()),
             metrics=dict(_metric(text) for text in metric or ()),
             require=require or (),
             evaluate=evaluate,
@@ -157,6 +166,18 @@ def _renames(texts: Sequence[str]) -> dict[str, str]:
             raise UsageError(f"{old!r} is renamed twice: to {names[old]!r} and {new!r}", hint="Leave one out.")
         names[old] = new
     return names
+
+
+def _nulls(texts: Sequence[str]) -> dict[str, object]:
+    values: dict[str, object] = {}
+    for text in texts:
+        field, equals, value = text.partition("=")
+        if not equals or not field:
+            raise UsageError(f"--null {text!r} is not FIELD=VALUE", hint="Write e.g. --null amount=nan")
+        if field in values:
+            raise UsageError(f"--null names {field!r} twice", hint="Leave one out.")
+        values[field] = value
+    return values
 
 
 def _metric(text: str) -> tuple[str, float]:

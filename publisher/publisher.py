@@ -113,6 +113,7 @@ class ModelPublisher:
         examples: ExamplesSource,
         fields: Sequence[str] | None = None,
         rename: Mapping[str, str] | None = None,
+        nulls: Mapping[str, object] | None = None,
         metrics: Mapping[str, float] | None = None,
         require: Sequence[str] = (),
         evaluate: ExamplesSource | None = None,
@@ -139,6 +140,8 @@ class ModelPublisher:
                 input (dict of arrays, path of `.npz`). They become the golden examples.
             fields: The event fields, in order, that make up a single matrix input.
             rename: The model's name of an output or input -> another; outputs name the fields of predictions.
+            nulls: Event field -> what it counts as where an event has null or lacks it: `{"amount": math.nan,
+                "country": ""}`. Float fields that miss values in the examples count as NaN unless you say otherwise.
             metrics: What you measured, e.g. {"auc": 0.91}; goes before what an MLflow run logged.
             require: What has to hold, or nothing is published: `auc>=0.8`, `auc>=champion-0.01`, `load_ms<500`; see
                 `modelcast.publisher.gates`.
@@ -195,6 +198,7 @@ class ModelPublisher:
                 examples,
                 fields=fields,
                 rename=rename,
+                nulls=nulls,
                 trust_pickle=trust_pickle,
                 directory=folder,
                 progress=tell,

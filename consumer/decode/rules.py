@@ -15,7 +15,7 @@
   numbers: an array of exactly V numbers, not nested, each valid as a field of one value would be. The length is looked
   at first, then the items in order: the first that is not valid says what is wrong.
 - Fields the model does not need are stepped over: their structure must hold, their meaning is not looked at.
-- No key stands twice at the top of a JSON event, nor in an object on the way to a field.
+- No key stands twice at the top of a JSON event. What is inside an object that has one twice is of the wrong kind.
 - A broken structure outweighs what is wrong with a field; of several fields the first the model names is reported.
 
 An event's fate follows from its own bytes: never from those beside it in a batch.

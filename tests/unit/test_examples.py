@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -54,10 +55,10 @@ def test_every_form_gives_the_same_rows(tmp_path: Path) -> None:
 
 
 def test_columns_nobody_asks_for_may_hold_anything() -> None:
-    rows = read(pl.DataFrame({"amount": [1.0], "when": [pl.Series([1]).cast(pl.Date)[0]], "tags": [["a"]]}))
+    rows = read(pl.DataFrame({"amount": [1.0], "took": [timedelta(seconds=1)], "tags": [["a"]]}))
     assert feeds(bind([AMOUNT], rows, None), rows)["amount"].tolist() == [[1.0]]
-    with pytest.raises(BindingError, match="'when' of the examples holds Date"):
-        rows.column("when")
+    with pytest.raises(BindingError, match="'took' of the examples holds Duration"):
+        rows.column("took")
 
 
 def test_no_examples_is_a_usage_error_that_says_what_to_give() -> None:
