@@ -1,8 +1,9 @@
-"""How fast something wrote to a topic, seen from outside: by the records themselves.
+"""How fast something wrote to a topic, seen from outside: by the records' own timestamps.
 
-The rate is that of the records after the first millisecond's, over the time from the first record's timestamp to the
-last one's: start-up and group joins do not count, and every side is measured alike. Timestamps are set by the producer
-when a record is queued.
+A share of the records is passed over as warming up. The rate is that of the records after the millisecond in which
+that share was reached, over the time from then to the last record's: start-up and group joins do not count, and every
+side is measured alike. On a topic with `message.timestamp.type=LogAppendTime` timestamps are the broker's; else they
+are set by the producer when a record is queued, or are whatever time the producer gives its records.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ class Throughput:
     records_per_s: float
 
 
-def throughput(log: Log, topic: str) -> Throughput:
-    """Reads the whole topic, committed records only. Raises BrokerError."""
+def throughput(log: Log, topic: str, *, warm_up: float = 0.0) -> Throughput:
+    """Reads the whole topic, committed records only; `warm_up` is the share passed over. Raises BrokerError."""
     ends = log.end_offsets(topic, committed=False)
     counts: dict[int, int] = {}
     for record in scan(log, topic, dict.fromkeys(ends, BEGINNING), ends, timeout_s=_TIMEOUT_S):
@@ -32,5 +33,9 @@ def throughput(log: Log, topic: str) -> Throughput:
     records = sum(counts.values())
     if len(counts) < 2:
         return Throughput(records, float("nan"))
-    first, last = min(counts), max(counts)
-    return Throughput(records, (records - counts[first]) * 1000 / (last - first))
+    passed, last = 0, max(counts)
+    for first in sorted(counts):
+        passed += counts[first]
+        if passed >= warm_up * records:
+            break
+    return Throughput(records, (records - passed) * 1000 / (last - first) if last > first else float("nan"))

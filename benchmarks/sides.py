@@ -2,7 +2,7 @@
 
 - `pass-through`, `pass-through-transactions`: modelcast's own clients, settings and commit thread, without decoding or
   model: events are consumed in batches and written out again. The ceiling of what this client library allows.
-- `naive`: the usual loop: poll one event, decode it with fastavro, run the model on one row, produce.
+- `naive`: the usual loop: poll one event, decode it (fastavro, or `json`), run the model on one row, produce.
 
 Each ends when it has taken every event that was there at its start.
 """
@@ -10,14 +10,9 @@ Each ends when it has taken every event that was there at its start.
 from __future__ import annotations
 
 import argparse
-import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-
-from modelcast.avro import FRAME_BYTES
 from modelcast.consumer.batches import EventBatch, records_by_partition
 from modelcast.consumer.collector import QuietCollector
 from modelcast.consumer.commit import (
@@ -30,7 +25,7 @@ from modelcast.consumer.commit import (
 from modelcast.group import GroupMetadata, Message
 from modelcast.kafka import KafkaLog
 
-from .workload import FEATURES
+from .peers.one_by_one import OneByOne
 
 BATCH_EVENTS = 20_000
 _SESSION_TIMEOUT_MS = 6_000
@@ -79,24 +74,10 @@ def _batch(target: str, messages: Sequence[Message], metadata: GroupMetadata) ->
     return ScoredBatch(0, len(events), predictions, (), events.next_offsets(), metadata)
 
 
-def naive(bootstrap_servers: str, source: str, target: str, schema_file: Path, graph: Path, count: int) -> None:
+def naive(bootstrap_servers: str, source: str, target: str, scores: OneByOne, count: int) -> None:
     """The loop most applications have, with the plain client libraries."""
-    import fastavro
-    import onnxruntime
     from confluent_kafka import Consumer, Producer
 
-    schema = fastavro.schema.load_schema(str(schema_file))
-    scored = fastavro.parse_schema(
-        {
-            "type": "record",
-            "name": "Scored",
-            "fields": [{"name": "id", "type": "string"}, {"name": "score", "type": "float"}],
-        }
-    )
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    session = onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
-    input_name, output_name = session.get_inputs()[0].name, session.get_outputs()[-1].name
     consumer = Consumer(
         {
             "bootstrap.servers": bootstrap_servers,
@@ -121,12 +102,7 @@ def naive(bootstrap_servers: str, source: str, target: str, schema_file: Path, g
         left -= 1
         value = message.value()
         assert value is not None
-        event: Mapping[str, Any] = fastavro.schemaless_reader(io.BytesIO(value[FRAME_BYTES:]), schema, None)  # type: ignore[assignment]
-        row = np.array([[event[name] for name in FEATURES]], np.float32)
-        score = session.run([output_name], {input_name: row})[0]
-        buffer = io.BytesIO()
-        fastavro.schemaless_writer(buffer, scored, {"id": event["id"], "score": float(score[0][-1])})
-        producer.produce(target, buffer.getvalue(), message.key())
+        producer.produce(target, scores.of(value), message.key())
         producer.poll(0)
     producer.flush(_FLUSH_S)
     consumer.close()
@@ -143,23 +119,16 @@ def main() -> None:
     parser.add_argument("--source", required=True)
     parser.add_argument("--target", required=True)
     parser.add_argument("--count", type=int, required=True)
-    parser.add_argument("--schema", type=Path)
-    parser.add_argument("--graph", type=Path)
-    arguments = parser.parse_args()
-    if arguments.side == "naive":
-        naive(
-            arguments.bootstrap_servers,
-            arguments.source,
-            arguments.target,
-            arguments.schema,
-            arguments.graph,
-            arguments.count,
-        )
+    parser.add_argument("--plan", type=Path, required=True, help="properties: what of an event feeds which input")
+    parser.add_argument("--graph", type=Path, required=True)
+    parser.add_argument("--schema", type=Path, help="of Avro events")
+    given = parser.parse_args()
+    if given.side == "naive":
+        scores = OneByOne(given.plan, given.graph, given.schema)
+        naive(given.bootstrap_servers, given.source, given.target, scores, given.count)
         return
-    with KafkaLog({"bootstrap.servers": arguments.bootstrap_servers}) as log:
-        pass_through(
-            log, arguments.source, arguments.target, transactions=arguments.side == "pass-through-transactions"
-        )
+    with KafkaLog({"bootstrap.servers": given.bootstrap_servers}) as log:
+        pass_through(log, given.source, given.target, transactions=given.side == "pass-through-transactions")
 
 
 if __name__ == "__main__":
