@@ -16,7 +16,8 @@ from modelcast.registry.envelopes import envelopes_at, united
 from modelcast.registry.image import UNTRUSTED_HINT, VersionRecord
 from modelcast.trust.admission import Verdict
 
-from .hold import Holder, ModelHold, Record, check_admitted
+from .change import Record
+from .hold import Holder, ModelHold, check_admitted
 
 
 @dataclass(frozen=True, slots=True)

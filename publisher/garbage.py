@@ -28,7 +28,7 @@ from modelcast.registry.image import ModelEntry, VersionRecord
 from modelcast.scan import scan
 from modelcast.topics import REPOSITORY_KEY, ChunkKey, RegistryKey, Topics
 
-from .hold import Tombstone
+from .change import Tombstone
 
 # A leader's failover takes seconds, a dead holder's transaction up to twenty: what gives nothing for longer is broken.
 STALL_S = 120.0

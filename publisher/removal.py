@@ -24,8 +24,9 @@ from modelcast.registry.image import ModelEntry
 from modelcast.topics import Topics, blob_partition
 from modelcast.trust.admission import EVERYTHING
 
+from .change import Record, Tombstone
 from .garbage import Listing, Progress, StoredFile, Survey, declared, listed_files, live_files, tombstones
-from .hold import Holder, ModelHold, Record, Tombstone
+from .hold import Holder, ModelHold
 
 # Uploads that were broken off are taken up within a day, or not at all.
 GRACE_S = 24 * 3600.0

@@ -23,8 +23,9 @@ from modelcast.topics import Topics
 from modelcast.trust.admission import EVERYTHING, Admission
 from modelcast.trust.keys import Signer
 
+from .change import Author, Change, Record
 from .gates import GateReport
-from .hold import Author, Change, Holder, ModelHold, ModelView, Record
+from .hold import Holder, ModelHold, ModelView
 from .published import Published
 from .upload import CHUNK_BYTES, Progress, Uploader, missing
 

@@ -12,8 +12,8 @@ from modelcast import codec
 from modelcast.errors import ModelNotFoundError, UsageError, VersionNotFoundError
 from modelcast.log import BEGINNING
 from modelcast.names import ModelRef
+from modelcast.publisher.change import Author
 from modelcast.publisher.endorsement import endorse
-from modelcast.publisher.hold import Author
 from modelcast.publisher.prepare import PreparedModel
 from modelcast.publisher.removal import Remover
 from modelcast.publisher.session import RegistryWriter

@@ -20,7 +20,7 @@ from modelcast.files.cache import Cache
 from modelcast.files.fetch import Fetcher
 from modelcast.log import BEGINNING, LogRecord
 from modelcast.names import ModelRef
-from modelcast.publisher.hold import Author
+from modelcast.publisher.change import Author
 from modelcast.publisher.session import RegistryWriter
 from modelcast.records import Envelope, EnvelopeSignature, FileEntry, Manifest
 from modelcast.registry.reader import RegistryReader

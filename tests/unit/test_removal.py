@@ -19,7 +19,8 @@ from modelcast.errors import BrokerError, FencedError, OutcomeUnknownError, Usag
 from modelcast.files.store import FileStore
 from modelcast.log import BEGINNING
 from modelcast.publisher import removal
-from modelcast.publisher.hold import Author, Holder, ModelHold, Record, Tombstone
+from modelcast.publisher.change import Author, Record, Tombstone
+from modelcast.publisher.hold import Holder, ModelHold
 from modelcast.publisher.prepare import PreparedModel
 from modelcast.publisher.removal import Garbage, Remover
 from modelcast.publisher.session import RegistryWriter

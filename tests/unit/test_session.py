@@ -20,7 +20,8 @@ from modelcast.errors import (
     VersionNotFoundError,
 )
 from modelcast.log import BEGINNING, TopicSpec
-from modelcast.publisher.hold import MAX_ATTEMPTS, Author, ModelHold
+from modelcast.publisher.change import Author
+from modelcast.publisher.hold import MAX_ATTEMPTS, ModelHold
 from modelcast.publisher.session import RegistryWriter
 from modelcast.publisher.upload import CHUNK_BYTES
 from modelcast.registry.image import RegistryImage, VersionRecord
