@@ -180,12 +180,6 @@ class RegistryFollower:
         return None if known is None else known.image
 
     @property
-    def admission(self) -> Admission:
-        """What the image was made under."""
-        known = self._known
-        return self._admission if known is None else known.admission
-
-    @property
     def is_snapshot(self) -> bool:
         """Whether the image is what was kept on this host: the registry was not read since the start."""
         known = self._known

@@ -355,7 +355,7 @@ class TestTrust:
         assert restarted.image.models
         follows.now_s += following.PROBE_S
         restarted.turn(0.0)
-        assert (restarted.image.models, restarted.admission, restarted.is_snapshot) == ({}, revoked, True)
+        assert (restarted.image.models, restarted.known.admission, restarted.is_snapshot) == ({}, revoked, True)
         assert restarted.stale_s_of("fraud") > 0
         follows.log.down = False
         follows.now_s += following.MAX_REOPEN_S
