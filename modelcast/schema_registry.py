@@ -41,6 +41,8 @@ TIMEOUT_S = 3.0
 # Between two tries of a registry that is away: at first often, as most are restarts; doubled up to the second.
 RETRY_S = 0.25
 RETRY_MAX_S = 5.0
+# At the start a registry may be starting, too, and somebody may be waiting at a prompt: as for brokers.
+CHECK_S = 6.0
 # A schema the registry does not have is asked for again after this.
 ABSENT_S = 1.0
 # For how long after its first denial a schema is waited for if the registry goes away; the scorer's own patience.
@@ -53,6 +55,7 @@ _MAX_REFERENCES = 1000
 # The API's words for "there is no such thing": subject, version, schema. A bare 404 comes from something else.
 _NOT_FOUND = frozenset({40401, 40402, 40403})
 _UNPROCESSABLE = 422
+_CREDENTIALS_REFUSED = frozenset({401, 403})
 
 _logger = logging.getLogger(__name__)
 
@@ -89,6 +92,7 @@ class SchemaRegistry:
         self._known: dict[bytes, WriterSchema] = {}
         self._denied: dict[bytes, _Denied] = {}
         self._failure: SchemaRegistryError | None = None
+        self._status: int | None = None  # what it answered with then
         self._retry_at_s = 0.0
         self._retry_s = RETRY_S
 
@@ -105,9 +109,22 @@ class SchemaRegistry:
         self._stack.close()
 
     def check(self) -> None:
-        """Asks something, so that a wrong URL or credential is told at once. Raises SchemaRegistryError."""
-        with self._lock:
-            self._ask(self._texts.get_schema_types)
+        """Asks something, for `CHECK_S` at most, so that a wrong URL or credential is told before it is needed.
+
+        Raises:
+            SchemaRegistryError: It can't be asked; of refused credentials at once.
+        """
+        deadline_s = self._clock() + CHECK_S
+        while True:
+            with self._lock:
+                try:
+                    self._ask(self._texts.get_schema_types)
+                except SchemaRegistryError:
+                    if self._status in _CREDENTIALS_REFUSED or self._clock() + self._retry_s > deadline_s:
+                        raise
+                else:
+                    return
+            time.sleep(RETRY_S)
 
     def find(self, frame: bytes) -> WriterSchema | None:
         """The schema a registry's frame names; None if the registry has none.
@@ -225,7 +242,7 @@ class SchemaRegistry:
         self._failure, self._retry_s = None, RETRY_S
 
     def _failed(self, error: Exception, status: int | None) -> SchemaRegistryError:
-        self._failure = _explained(self._url, error, status)
+        self._failure, self._status = _explained(self._url, error, status), status
         self._retry_at_s = self._clock() + self._retry_s * random.uniform(0.5, 1)  # noqa: S311 - spreads instances out
         self._retry_s = min(2 * self._retry_s, RETRY_MAX_S)
         _logger.info("%s", self._failure)
@@ -262,7 +279,7 @@ def _number(text: str) -> str | int | float:
 
 def _explained(url: str, error: Exception, status: int | None) -> SchemaRegistryError:
     hint = "Check --schema-registry (MODELCAST_SCHEMA_REGISTRY), and that the registry runs."
-    if status in (401, 403):
+    if status in _CREDENTIALS_REFUSED:
         what = f"refuses the credentials ({status})"
         hint = f"Check {SCHEMA_REGISTRY_PREFIX}basic.auth.user.info, or what else the registry asks for."
     elif status is not None:

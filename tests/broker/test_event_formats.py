@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +108,11 @@ def letters(stream: Stream) -> list[tuple[int, str, str]]:
     return found
 
 
+def until(running: Running, condition: Callable[[], bool]) -> None:
+    wait_until(lambda: running.error is not None or condition(), LONGEST_S)
+    assert running.error is None
+
+
 def waits_for(reports: list[Report], words: str) -> bool:
     return any(isinstance(report, Waiting) and words in report.reason for report in reports)
 
@@ -135,37 +140,37 @@ def test_f34_an_unknown_id_is_a_dead_letter_and_a_registry_that_is_away_is_waite
     sender.raw(b"\x00\xff\xff\xff\xffwhat")
     sender.send("avro", 2)
     scorer, reports = stream.scorer(schema_registry=server.url, event_format="confluent")
-    with Running(scorer):
-        wait_until(lambda: scorer.stats.events == 4, LONGEST_S)
+    with Running(scorer) as running:
+        until(running, lambda: scorer.stats.events == 4)
         assert waits_for(reports, "not known (yet)")
         assert [(offset, word) for offset, word, _ in letters(stream)] == [(1, "UnknownSchema"), (2, "UnknownSchema")]
         assert letters(stream)[0][2] == "the Schema Registry has no schema with id 99"
 
         # Both registered now, and not met by the scorer before the registry goes.
         sender.send("avro in a header", 0)
-        wait_until(lambda: scorer.stats.events == 5, LONGEST_S)
+        until(running, lambda: scorer.stats.events == 5)
         later = json.loads(AVRO)
         later["fields"].append({"name": "later", "type": "string", "default": ""})
         number = sender.client.register_schema("later", Registered(json.dumps(later), "AVRO"))
         server.stop()
         sender.send("avro", 5)  # known already: it is scored all the same
-        wait_until(lambda: scorer.stats.events == 6, LONGEST_S)
+        until(running, lambda: scorer.stats.events == 6)
         payload = Schema.parse(later).encode({"amount": 3, "age": 1, "later": "x"})
         sender.raw(b"\x00" + number.to_bytes(4) + payload)
         sender.raw(b"\x00\x00\x00\x00\x63again")  # denied before: it waits for what stands before it, and no longer
         sender.send("avro", 4)
-        wait_until(lambda: waits_for(reports, "can't be reached"), LONGEST_S)
+        until(running, lambda: waits_for(reports, "can't be reached"))
 
         # Back, and out of order: still nothing is dropped, and it is asked a bounded number of times.
         server.answer = 503
         server.asked.clear()
         server.start()
-        wait_until(lambda: len(server.asked) >= 2, LONGEST_S)
+        until(running, lambda: len(server.asked) >= 2)
         assert waits_for(reports, "503") or waits_for(reports, "can't be reached")
         assert scorer.stats.events == 6
         assert len(letters(stream)) == 2
         server.answer = None
-        wait_until(lambda: scorer.stats.events == 9, LONGEST_S)
+        until(running, lambda: scorer.stats.events == 9)
         assert set(server.asked) <= {f"/schemas/ids/{number}", "/schemas/ids/99"}
     assert scores(stream) == [2.5, 3.5, 1.5, 6.5, 4.5, 5.5]
     assert [(offset, word) for offset, word, _ in letters(stream)][2:] == [(7, "UnknownSchema")]

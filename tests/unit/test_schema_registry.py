@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import builtins
 import json
+import threading
 import uuid
 from collections.abc import Iterator
 from typing import Any
@@ -221,6 +222,16 @@ def test_credentials_and_numbers_are_the_clients_own_settings(server: SchemaRegi
     assert not any(key.startswith("schema.registry") for key in connection.settings)
     with SchemaRegistry(connection.schema_registry) as registry:
         registry.check()
+
+
+def test_a_registry_that_starts_too_is_waited_for_at_the_start(server: SchemaRegistryServer) -> None:
+    server.answer = 503
+    with SchemaRegistry({"url": server.url}) as registry:
+        mended = threading.Timer(0.5, lambda: setattr(server, "answer", None))
+        mended.start()
+        registry.check()
+        mended.join()
+    assert len(server.asked) > 1
 
 
 @pytest.mark.parametrize("settings", [{"url": "ftp://x"}, {"url": "http://x", "colour": "red"}])
