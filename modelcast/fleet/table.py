@@ -92,10 +92,12 @@ def summary(fleet: Fleet) -> Text:
 
 def versions(fleet: Fleet) -> Sequence[Text]:
     """A line for each model: how many running instances run which version, and what they do together."""
+    found: dict[str, list[ModelStatus]] = {}
+    for instance in fleet.instances:
+        for model in instance.status.models if instance.is_running else ():
+            found.setdefault(model.model, []).append(model)
     lines = []
-    models = [model for instance in fleet.instances if instance.is_running for model in instance.status.models]
-    for name in sorted({model.model for model in models}):
-        of = [model for model in models if model.model == name]
+    for name, of in sorted(found.items()):
         counts = Counter("none" if model.live_version is None else str(model.live_version) for model in of)
         shown = ", ".join(f"{version} on {count}" for version, count in sorted(counts.items(), key=_by_number))
         line = Text.assemble((name, "bold"), "  ", shown)
