@@ -47,6 +47,8 @@ def printable(text: str, *, keep: str = "") -> str:
 
     Characters in `keep` stay.
     """
+    if text.isprintable():
+        return text
     return "".join(c if c.isprintable() or c in keep else c.encode("unicode_escape").decode() for c in text)
 
 
