@@ -21,7 +21,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Self
@@ -293,7 +292,7 @@ class ControlPlane:
             device=devices[0] if devices else self._device,
             at_ms=self._now_ms(),
             runtime=self._runtime,
-            models=tuple(replace(line.status(), wanted_version=_wanted(image, line.ref)) for line in lines),
+            models=tuple(line.status(_wanted(image, line.ref)) for line in lines),
             started_ms=self._started_ms,
             heartbeat_ms=round(self._heartbeat_s * 1000),
             stale_ms=round(stale_s * 1000) or None,

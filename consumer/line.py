@@ -317,8 +317,8 @@ class Line:
         """What is told of a model that is known no better than it was."""
         return Refusal(self._facts.live_version or self.ref.version or NO_VERSION, STALE, stale.message, stale.since_ms)
 
-    def status(self) -> ModelStatus:
-        """What the status topic says of this line."""
+    def status(self, wanted_version: int | None = None) -> ModelStatus:
+        """What the status topic says of this line, with the version that the registry wants here."""
         facts, loading = self._facts, self.loading
         state = ModelState.WAITING
         if facts.live_version is not None:
@@ -332,6 +332,7 @@ class Line:
             facts,
             state=state,
             refusals=self.refusals(),
+            wanted_version=wanted_version,
             next_version=None if loading is None else loading.id.version,
             next_state=None if loading is None else self.slot.state(loading),
             events=activity.events,
