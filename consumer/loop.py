@@ -24,7 +24,7 @@ from functools import partial
 
 from modelcast.errors import BrokerError, FencedError, ModelNotFoundError
 from modelcast.events.frames import Headers, describe_frame
-from modelcast.group import GroupConsumer, Message
+from modelcast.group import GroupConsumer, GroupMetadata, Message
 
 from .assignment import Assignment
 from .batches import BatchSizer, EventBatch
@@ -54,6 +54,9 @@ REVOKE_DRAIN_S = 20.0
 CLOSE_DRAIN_S = 30.0
 # Offsets of acknowledged records are committed this often (at-least-once): what a kill repeats, beside batches.
 ACKNOWLEDGED_COMMIT_S = 0.5
+# Asking for the group's metadata takes the client 0.1 ms. An older answer is safe: if the group moved on since, the broker
+# refuses what is committed with it; only a fresher one than the batch would let through what is not this member's.
+METADATA_MAX_AGE_S = 0.1
 # How often the group's offsets are asked for, near the end.
 END_CHECK_S = 0.1
 
@@ -124,6 +127,7 @@ class ScoringLoop:
         self._poll_failures = 0
         self._acknowledged_at_s = 0.0
         self._end_checked_at_s = 0.0
+        self._known_metadata: tuple[int, float, GroupMetadata | None] = (-1, 0.0, None)
 
     def stop(self) -> None:
         """Ends `run` after the batch at hand. Thread-safe, and safe in a signal handler."""
@@ -290,7 +294,7 @@ class ScoringLoop:
         self._assignment.consumed(batch)
         self._hooks.learn(batch.values[-1], batch.headers_of(-1))
         epoch = self._assignment.epoch
-        metadata = self._consumer.group_metadata()
+        metadata = self._metadata()
         scored = self._score(batch, epoch)
         if scored is not None:
             ready = ScoredBatch(
@@ -305,6 +309,15 @@ class ScoringLoop:
             if self._hand_on(ready):
                 return
         self._ask_rewind()  # what was dropped is still to be scored
+
+    def _metadata(self) -> GroupMetadata:
+        """The group's as of this epoch, never younger than the batch at hand."""
+        now = self._clock()
+        epoch, asked_s, metadata = self._known_metadata
+        if metadata is None or epoch != self._assignment.epoch or now - asked_s > METADATA_MAX_AGE_S:
+            metadata = self._consumer.group_metadata()
+            self._known_metadata = (self._assignment.epoch, now, metadata)
+        return metadata
 
     def _hand_on(self, ready: ScoredBatch) -> bool:
         """Queues a batch; False if it must be dropped."""
@@ -396,7 +409,7 @@ class ScoringLoop:
         behind = self._assignment.markers_passed()
         if not behind:
             return
-        metadata = self._consumer.group_metadata()
+        metadata = self._metadata()
         if self._hand_on(ScoredBatch(self._assignment.epoch, 0, {}, (), behind, metadata)):
             return
         self._ask_rewind()

@@ -40,6 +40,10 @@ _AVRO_TYPES = {
     DType.STRING: "string",
 }
 _END_OF_ARRAY = b"\0"
+_SHIFTS = np.arange(LONG_BYTES, dtype=np.uint64) * np.uint64(7)
+# Below this many numbers one operation over all bytes of all of them is faster than one a byte (measured: 5 µs against
+# 12 for one number), above it slower.
+_FEW = 512
 
 
 class PredictionEncoder:
@@ -169,10 +173,13 @@ def _padded(values: Array, width: int) -> Octets:
     """Integers of shape [N] or [N, K] as zig-zag varints of `width` bytes each, side by side in N rows."""
     signed = values.astype(np.int64, copy=False)
     zigzag = ((signed << 1) ^ (signed >> 63)).view(np.uint64)
-    octets = np.empty((*signed.shape, width), np.uint8)
-    for place in range(width):
-        # The cast keeps the low byte; its top bit is then set to say that more follows, or cleared at the end.
-        octets[..., place] = zigzag >> np.uint64(7 * place)
+    # The cast keeps the low byte; its top bit is then set to say that more follows, or cleared at the end.
+    if zigzag.size <= _FEW:
+        octets = (zigzag[..., None] >> _SHIFTS[:width]).astype(np.uint8)
+    else:
+        octets = np.empty((*signed.shape, width), np.uint8)
+        for place in range(width):
+            octets[..., place] = zigzag >> _SHIFTS[place]
     octets[..., :-1] |= 0x80
     octets[..., -1] &= 0x7F
     return octets.reshape(len(values), -1)
