@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 
-from modelcast.avro import Schema
+from modelcast.avro import SINGLE_OBJECT_MARKER, Schema
 from modelcast.consumer.decode.batch import BatchDecoder, DecodedBatch
+from modelcast.consumer.decode.formats import EventFormat, Formats
 from modelcast.events.writers import AvroWriter
 from modelcast.records import DType
 from modelcast.tensors import LAYOUTS, FieldSpec
@@ -43,9 +44,21 @@ class Schemas:
 SHAPES = [(3,), (1, 1), (2, 2), (4,)]
 
 
+# What null may count as, for each type.
+NULLS: Mapping[DType, Sequence[str]] = {
+    **dict.fromkeys((DType.FLOAT32, DType.FLOAT64), ("nan", "0", "-1.5")),
+    **dict.fromkeys((DType.INT32, DType.INT64, DType.UINT8), ("0", "7")),
+    DType.BOOL: ("true", "false"),
+    DType.STRING: ("", "none"),
+}
+
+
 def spec_of(name: str) -> st.SearchStrategy[FieldSpec]:
     """A field of one value of any type, or the whole row of a tensor."""
-    values = st.builds(FieldSpec, st.just(name), st.sampled_from(DType))
+    ruled = st.sampled_from([(dtype, null) for dtype, texts in NULLS.items() for null in texts])
+    values = st.builds(FieldSpec, st.just(name), st.sampled_from(DType)) | ruled.map(
+        lambda rule: FieldSpec(name, rule[0], null=rule[1])
+    )
     return values | st.builds(FieldSpec, st.just(name), st.sampled_from(list(LAYOUTS)), st.sampled_from(SHAPES))
 
 
@@ -64,11 +77,18 @@ def bits(value: Any, dtype: DType) -> Any:
     return b"nan" if np.isnan(value) else value.tobytes()
 
 
-def check(values: Sequence[bytes | None], specs: Sequence[FieldSpec], schemas: Schemas) -> DecodedBatch:
-    """Decodes a batch and holds every event against the reference."""
-    batch = BatchDecoder(specs, schemas).decode(values)
+def check(
+    values: Sequence[bytes | None], specs: Sequence[FieldSpec], schemas: Schemas, event_schema: Schema | None = None
+) -> DecodedBatch:
+    """Decodes a batch and holds every event against the reference. With `event_schema` all are of one format."""
+    formats = Formats()
+    if event_schema is not None:
+        framed = any(value is not None and value[:2] == SINGLE_OBJECT_MARKER for value in values)
+        formats = Formats(EventFormat.SINGLE_OBJECT if framed else EventFormat.JSON, event_schema)
+    batch = BatchDecoder(specs, schemas, formats).decode(values)
     definitions = {mark: schema.definition for mark, schema in schemas.by_fingerprint.items()}
-    want = [fate(value, specs, definitions) for value in values]
+    event_definition = None if event_schema is None else event_schema.definition
+    want = [fate(value, specs, definitions, event_definition) for value in values]
     rows = [row for row, one in enumerate(want) if isinstance(one, tuple)]
     assert batch.rows.tolist() == rows
     poison = [(row, one) for row, one in enumerate(want) if isinstance(one, str)]
