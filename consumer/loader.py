@@ -75,7 +75,7 @@ CUDA_HEADROOM_BYTES = MEMORY_BYTES
 # From here on, what fetching took of memory goes back to the system before the session needs its own.
 LARGE_BYTES = 32 << 20
 
-# From here on, weights are worth sharing between processes: a scorer takes some 150 MB without any.
+# From here on, weights are worth sharing between processes: a scorer takes some 90 MB without any.
 SHARED_FROM_BYTES = 100 << 20
 
 # Batch sizes that are run before a version goes live: a lone event, a stream's trickle, a backlog.

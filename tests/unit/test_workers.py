@@ -20,7 +20,7 @@ import pytest
 from modelcast.cli.output import Output
 from modelcast.consumer import worker_restarts, workers
 from modelcast.consumer.worker_child import WORKER_VARIABLE, Worker
-from modelcast.consumer.workers import WORKERS_MAX, Supervisor
+from modelcast.consumer.workers import POLARS_VARIABLE, WORKERS_MAX, Supervisor
 from modelcast.errors import BrokerError, FencedError, TopicNotFoundError, UsageError, VersionNotFoundError, WorkerError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -251,6 +251,18 @@ def test_who_does_not_end_in_time_is_killed_and_that_is_said(crew: Crew, monkeyp
         pytest.raises(WorkerError, match="had not ended 0.2 s after they were asked to"),
     ):
         crew.run(STUBBORN, 1, until_end=False)
+
+
+@pytest.mark.parametrize(("set_to", "count"), [(None, 2), (None, 200), ("7", 2)])
+def test_workers_divide_the_cores_unless_the_user_has(
+    monkeypatch: pytest.MonkeyPatch, set_to: str | None, count: int
+) -> None:
+    monkeypatch.setattr(workers, "_cores", lambda: 8)
+    monkeypatch.delenv(POLARS_VARIABLE, raising=False)
+    if set_to is not None:
+        monkeypatch.setenv(POLARS_VARIABLE, set_to)
+    environment = Supervisor(count, Output())._environment
+    assert environment[POLARS_VARIABLE] == (set_to or str(max(1, 8 // count)))
 
 
 def test_what_is_printed_in_the_place_of_a_line_is_shown_and_breaks_nothing(crew: Crew) -> None:
