@@ -149,11 +149,8 @@ class KafkaTransactionalBatchProducer(KafkaBatchProducer):
         self._timeout_ms = timeout_ms
         super().__init__(settings, faults)
         self._transactions = Transactions(self._producer, faults, transactional_id)
-        try:
-            self._transactions.take_id()
-        except BaseException:
-            close_producer(self._producer, self._faults)
-            raise
+        # A client in the middle of this can't be closed without a warning: it is left to its last reference.
+        self._transactions.take_id()
         self._bounded = BoundedCalls(f"modelcast-offsets-{transactional_id}")
         self._pacing = Pacing()
         self._handed_over_s = 0.0

@@ -139,11 +139,8 @@ class KafkaTransactionalWriter(KafkaWriter):
         self._timeout_ms = timeout_ms
         super().__init__(settings, faults, check_topic)
         self._transactions = Transactions(self._producer, faults, transactional_id)
-        try:
-            self._transactions.take_id()
-        except BaseException:
-            close_producer(self._producer, self._faults)
-            raise
+        # A client in the middle of this can't be closed without a warning: it is left to its last reference.
+        self._transactions.take_id()
 
     def _client_settings(self, settings: Mapping[str, str]) -> Mapping[str, object]:
         return transactional_settings(settings, transactional_id=self._id, timeout_ms=self._timeout_ms)

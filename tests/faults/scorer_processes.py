@@ -15,7 +15,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, MemberDescription
 
 from modelcast.kafka import KafkaLog
@@ -109,7 +109,7 @@ class Stage:
 
     @contextmanager
     def feeding(self, per_second: int, *, count: int | None = None) -> Iterator[Feeder]:
-        """Sends events at a steady rate meanwhile; `count` of them at most, one more round of partitions."""
+        """Sends events at a steady rate meanwhile; up to `count`, which may be raised."""
         feeder = Feeder(self, per_second, count)
         feeder.start()
         try:
@@ -140,6 +140,20 @@ class Stage:
                 time.sleep(0.1)
             else:
                 return {place.partition: place.offset for place in found if place.offset >= 0}
+
+    def reset(self, places: Sequence[TopicPartition]) -> None:
+        """Sets the group's offsets, once its last member is gone."""
+
+        def done() -> bool:
+            try:
+                self._group_reader.commit(offsets=list(places), asynchronous=False)
+            except KafkaException as error:
+                if error.args[0].code() != KafkaError.UNKNOWN_MEMBER_ID:
+                    raise
+                return False
+            return True
+
+        wait_for(done, "the group to be empty")
 
     def await_scored(self, count: int = 1, timeout_s: float = DEADLINE_S) -> None:
         """Waits until that many more events were scored and committed."""
@@ -178,11 +192,15 @@ class Stage:
 
 
 class Feeder(threading.Thread):
-    """Produces events at a steady rate, and knows the next offset of each partition."""
+    """Produces events at a steady rate, and knows the next offset of each partition.
+
+    Attributes:
+        count: How many it sends; None for no end.
+    """
 
     def __init__(self, stage: Stage, per_second: int, count: int | None) -> None:
         super().__init__(daemon=True)
-        self._count = count
+        self.count = count
         self._stage = stage
         self._pause_s = stage.partitions / per_second
         self._stopping = threading.Event()
@@ -196,7 +214,9 @@ class Feeder(threading.Thread):
             assert error is None, error
             self.next_offsets[message.partition()] = message.offset() + 1
 
-        while not self._stopping.wait(self._pause_s) and (self._count is None or self.sent < self._count):
+        while not self._stopping.wait(self._pause_s):
+            if self.count is not None and self.sent >= self.count:
+                continue
             for partition in range(self._stage.partitions):
                 producer.produce(
                     self._stage.events,

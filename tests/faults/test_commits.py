@@ -8,11 +8,14 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from modelcast.dev.broker import LocalBroker
+from modelcast.errors import BrokerError
+from modelcast.kafka import KafkaLog
 from tests.fault_proxy import Api, FaultProxy, Way, proxied_broker
 
 from .scorer_processes import Stage, wait_for
@@ -170,3 +173,39 @@ def test_f41_offsets_of_partitions_lost_meanwhile_are_refused_and_nothing_is_dou
     print(f"refused: {refused['cause']}")
     stage.finish("--instance", "a")
     assert stage.judge().is_whole
+
+
+def test_f37_a_signal_while_nobody_answers_a_commit_ends_the_scorer_all_the_same(
+    stage: Stage, proxy: FaultProxy
+) -> None:
+    stage.send(1_000)
+    drain_s = 3.0
+    limits = {"modelcast.consumer.loop:CLOSE_DRAIN_S": drain_s, "modelcast.consumer.scorer:CLOSE_DRAIN_S": drain_s}
+    with stage.score("--instance", "a", servers=proxy.address, limits=limits) as scorer:
+        hold = proxy.hold(Api.END_TXN, Way.REQUEST)
+        hold.await_caught()
+        started_s = time.monotonic()
+        assert scorer.end() == 0, scorer.last_words()
+        took_s = time.monotonic() - started_s
+        hold.lose()
+    print(f"ended {took_s:.1f} s after SIGTERM; {drain_s:g} s to finish, as long again to close")
+    assert took_s < 2 * drain_s + 5
+    stage.finish("--instance", "a")
+    assert stage.judge().is_whole
+
+
+def test_f29_an_id_that_can_not_be_taken_in_time_is_an_error_and_no_noise(
+    stage: Stage, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("modelcast.kafka.transaction.INIT_TIMEOUT_S", 0.5)
+    hold = proxy.hold(Api.INIT_PRODUCER_ID, Way.ANSWER)
+    with KafkaLog({"bootstrap.servers": proxy.address}) as log:
+        for take in (log.transactional_batch_producer, log.transactional_writer):
+            with pytest.raises(BrokerError, match="can't take transactional id"):
+                take(f"{stage.prefix}-id", timeout_ms=10_000)  # a warning of the client's would be raised instead
+            hold.lose()
+            hold = proxy.hold(Api.INIT_PRODUCER_ID, Way.ANSWER)
+        hold.let_go()
+        with closing(log.transactional_batch_producer(f"{stage.prefix}-id", timeout_ms=10_000)) as producer:
+            producer.begin()
+            producer.abort()

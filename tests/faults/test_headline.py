@@ -35,7 +35,7 @@ from .scorer_processes import Feeder, ScoreProcess, Stage, wait_for
 EVENTS = int(os.environ.get("MODELCAST_HEADLINE_EVENTS", "12000"))
 CLIENT_KILLS = max(4, EVENTS * 12 // 100_000)
 BROKER_KILLS = max(1, EVENTS * 3 // 100_000)
-EVENTS_PER_S = 1_000
+EVENTS_PER_S = 2_000
 TRANSACTION_EVENTS = 750
 SCORERS = 3
 VERSIONS = 3
@@ -102,26 +102,7 @@ class Crew:
         for scorer in (*self.running, *self.ended):
             scorer.__exit__()
 
-    def replace(self, number: int, signal_number: signal.Signals) -> None:
-        """Kills one, once it scores, and starts another at its place."""
-        victim = self._live(number)
-        if signal_number is signal.SIGKILL:
-            victim.kill()
-        else:
-            assert victim.end(signal_number) == 0, victim.last_words()
-        self.ended.append(victim)
-        self.running[number] = self._start(number)
-
-    def end(self) -> None:
-        """All of them, in order."""
-        for scorer in [self._live(number) for number in range(SCORERS)]:
-            assert scorer.end() == 0, scorer.last_words()
-
-    def count(self, event: str) -> int:
-        """How many reports of a kind all of them made."""
-        return sum(line["event"] == event for scorer in (*self.running, *self.ended) for line in list(scorer.lines))
-
-    def _live(self, number: int) -> ScoreProcess:
+    def await_live(self, number: int) -> ScoreProcess:
         """The one at that place, once it scores; started while the broker was down, it ended and is started again."""
         while True:
             scorer = self.running[number]
@@ -132,6 +113,25 @@ class Crew:
             assert not scorer.has("live"), scorer.last_words()
             self.ended.append(scorer)
             self.running[number] = self._start(number)
+
+    def replace(self, number: int, signal_number: signal.Signals) -> None:
+        """Kills one and starts another at its place."""
+        victim = self.running[number]
+        if signal_number is signal.SIGKILL:
+            victim.kill()
+        else:
+            assert victim.end(signal_number) == 0, victim.last_words()
+        self.ended.append(victim)
+        self.running[number] = self._start(number)
+
+    def end(self) -> None:
+        """All of them, in order."""
+        for scorer in [self.await_live(number) for number in range(SCORERS)]:
+            assert scorer.end() == 0, scorer.last_words()
+
+    def count(self, event: str) -> int:
+        """How many reports of a kind all of them made."""
+        return sum(line["event"] == event for scorer in (*self.running, *self.ended) for line in list(scorer.lines))
 
     def _start(self, number: int) -> ScoreProcess:
         return self._stage.score("--instance", f"crew-{number}", limits=LIMITS)
@@ -149,19 +149,21 @@ def test_headline_nothing_is_lost_doubled_or_out_of_order_while_all_of_it_is_kil
     kills = [("client", number) for number in range(CLIENT_KILLS)] + [("broker", n) for n in range(BROKER_KILLS)]
     chance.shuffle(kills)
     started_s = time.monotonic()
-    with releases.running(), Crew(stage) as crew, stage.feeding(EVENTS_PER_S, count=EVENTS) as feeder:
+    with releases.running(), Crew(stage) as crew, stage.feeding(EVENTS_PER_S, count=0) as feeder:
         for done, (what, number) in enumerate(kills):
-            _await_sent(feeder, EVENTS * (done + 1) // (len(kills) + 1))
-            stage.await_scored()
-            time.sleep(chance.random() * 0.5)  # anywhere in a transaction
+            victim = chance.randrange(SCORERS)
+            crew.await_live(victim)
+            feeder.count = EVENTS * (done + 1) // (len(kills) + 1)
+            _await_sent(feeder, (feeder.count + feeder.sent) // 2)
+            time.sleep(chance.random() * 0.3)  # anywhere in a transaction
             is_hard = number % 2 == 0
             if what == "client":
-                crew.replace(chance.randrange(SCORERS), signal.SIGKILL if is_hard else signal.SIGTERM)
+                crew.replace(victim, signal.SIGKILL if is_hard else signal.SIGTERM)
             else:
                 own_broker.kill() if is_hard else own_broker.stop()
                 own_broker.start()
+        feeder.count = EVENTS
         _await_sent(feeder, EVENTS)
-        stage.await_scored()
         crew.end()
         swaps, recoveries = crew.count("swapped"), crew.count("recovering")
     stage.finish()

@@ -10,10 +10,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
-from confluent_kafka import Producer
+from confluent_kafka import Producer, TopicPartition
+from confluent_kafka.admin import AdminClient
 
 from modelcast.avro import Schema
 from modelcast.dev.broker import LocalBroker
+from modelcast.errors import ExitCode
 from modelcast.events.schemas import SchemaTopic
 from modelcast.kafka import KafkaLog
 from modelcast.topics import Topics
@@ -106,6 +108,27 @@ def test_f37_a_signal_ends_a_scorer_cleanly_in_the_middle_of_a_backlog(stage: St
     assert stopped["events"] > 0
     stage.finish("--instance", "a")
     assert stage.judge().is_whole
+
+
+def test_f35_retention_that_passes_a_running_scorer_ends_it_with_the_remedy_and_skips_nothing(stage: Stage) -> None:
+    stage.publish(0.5)
+    stage.send(400)
+    with stage.score("--instance", "a") as scorer:
+        wait_for(lambda: sum(stage.committed().values()) == 400, "what is there to be scored")
+        scorer.process.send_signal(signal.SIGSTOP)
+        stage.send(400, start=400)
+        gone = [TopicPartition(stage.events, partition, 150) for partition in range(stage.partitions)]
+        admin = AdminClient({"bootstrap.servers": stage.servers})
+        for deleted in admin.delete_records(gone).values():
+            deleted.result(30)
+        scorer.process.send_signal(signal.SIGCONT)
+        assert scorer.process.wait(60) == ExitCode.BROKER, scorer.last_words()
+    assert "--reset-offsets" in scorer.last_words()
+    assert sum(stage.committed().values()) == 400, "a gap was taken for scored"
+    # What the remedy does: the group goes on where the topic begins now.
+    stage.reset(gone)
+    assert stage.finish("--instance", "a")["events"] == 200
+    assert sum(stage.committed().values()) == 800
 
 
 def test_f22_a_version_the_events_can_not_feed_is_refused_and_the_live_one_goes_on(stage: Stage) -> None:
