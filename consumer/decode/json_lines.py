@@ -12,6 +12,8 @@ Polars reads lines of JSON strictly but for four things, and each is settled bef
   counts as something, the bytes behind its key say whether it is null.
 - Inside an object, a number becomes a boolean where one is asked for: they are read as text there, and compared.
 
+Long arrays of numbers are cut out first (`json_arrays`).
+
 A line break inside an event would shift its neighbours: such events are decoded one by one, and so are escapes. One
 event that is no JSON fails the whole read, which is then repeated in blocks without the events that look like it.
 """
@@ -33,6 +35,7 @@ from modelcast.records import DType
 from .columns import Choice, Column, Flags, Items, Numbers, Opaque, Strings
 from .cursor import MAX_WINDOW_BYTES, Buffer, Mask, Rows
 from .json import parse
+from .json_arrays import Skeletons
 from .wanted import Wanted
 
 # Below this, reading one by one is faster than setting up a read together (measured: 1 ms against 15 µs an event).
@@ -99,6 +102,11 @@ class _Key:
         """Whether a flat array of so many numbers (or none, for one) follows."""
         return self.follows.startswith(b"[%s]" % (b"," * (count - 1)))
 
+    @property
+    def holds_cut(self) -> bool:
+        """Whether an empty array follows, or what is left of one that was cut out."""
+        return self.follows.startswith(b"[]")
+
 
 @dataclass(frozen=True, slots=True)
 class _Quotes:
@@ -114,13 +122,17 @@ class _Quotes:
 
 def decode_together(buffer: Buffer, wanted: Sequence[Wanted]) -> Iterator[Lines]:
     """Decodes the events that can be read together; the rows of no group are left to be decoded one by one."""
-    if len(buffer) < MIN_ROWS:
-        return
+    if len(buffer) >= MIN_ROWS:
+        yield from _decode(Skeletons.of(buffer, wanted), wanted)
+
+
+def _decode(events: Skeletons, wanted: Sequence[Wanted]) -> Iterator[Lines]:
+    buffer = events.buffer
     shapes = buffer.text().translate(None, _EVERYTHING_ELSE).split(b"\n")
     whole = _are_lines(buffer, several=len(shapes) > len(buffer))
     if not whole.all():
         rows = np.flatnonzero(whole)
-        for lines in decode_together(Buffer([buffer.value(row) for row in rows.tolist()]), wanted):
+        for lines in _decode(events.rows(rows), wanted) if len(rows) >= MIN_ROWS else ():
             yield Lines(rows[lines.rows], lines.columns)
         return
     places = np.flatnonzero(buffer.octets == ord('"'))
@@ -128,8 +140,8 @@ def decode_together(buffer: Buffer, wanted: Sequence[Wanted]) -> Iterator[Lines]
     objects = frozenset(prefix for one in wanted for prefix in _prefixes(one))
     for shape, members in _by_shape(shapes):
         for group, keys in _by_keys(buffer, members, shape, quotes, objects):
-            if readable := _readable(keys, wanted):
-                yield from _Group(buffer, quotes, readable).read(group)
+            if readable := _readable(keys, wanted, shape.count(b"[")):
+                yield from _Group(events, quotes, readable).read(group[events.sound(group, shape)])
 
 
 def _prefixes(wanted: Wanted) -> Iterator[Path]:
@@ -258,6 +270,7 @@ class _Read:
         path: The keys to what Polars reads; empty where it reads nothing for this field.
         dtype: As what.
         items: The length of an array; 0 for any other value.
+        bracket: Which of an event's opening brackets the array's was that was cut out; None if none was.
         flags: It is read as text, and true or false.
         nullable: The key whose null counts for the field, if null counts as something.
         absent: The level of the path from which on events lack it; None if they don't.
@@ -267,6 +280,7 @@ class _Read:
     path: Path = ()
     dtype: pl.DataType | None = None
     items: int = 0
+    bracket: int | None = None
     flags: bool = False
     nullable: _Key | None = None
     absent: int | None = None
@@ -276,13 +290,13 @@ class _Read:
         return self.wanted.name
 
 
-def _readable(keys: Sequence[_Key], wanted: Sequence[Wanted]) -> tuple[_Read, ...]:
-    """The fields to read; none where one is of a kind that Polars would make into the one that is asked for."""
+def _readable(keys: Sequence[_Key], wanted: Sequence[Wanted], brackets: int) -> tuple[_Read, ...]:
+    """The fields to read, of events with so many brackets; none where Polars would make one into another kind."""
     by_path = {key.path: key for key in keys}
     reads: list[_Read] = []
     types: dict[Path, pl.DataType] = {}
     for one in wanted:
-        read = _readable_one(by_path, one)
+        read = _readable_one(by_path, one, brackets)
         if read is None:
             return ()
         if read.dtype is not None and types.setdefault(read.path, read.dtype) != read.dtype:
@@ -291,7 +305,7 @@ def _readable(keys: Sequence[_Key], wanted: Sequence[Wanted]) -> tuple[_Read, ..
     return tuple(reads) if types else ()
 
 
-def _readable_one(keys: Mapping[Path, _Key], wanted: Wanted) -> _Read | None:
+def _readable_one(keys: Mapping[Path, _Key], wanted: Wanted, brackets: int) -> _Read | None:
     key = keys.get((wanted.name,))
     for level, step in enumerate(wanted.steps if key is None or len(wanted.steps) == 1 else ()):
         above = () if key is None or not level else key.path
@@ -300,14 +314,16 @@ def _readable_one(keys: Mapping[Path, _Key], wanted: Wanted) -> _Read | None:
             return _Read(wanted, absent=level)
         if level < len(wanted.steps) - 1 and not key.holds_object:
             return _nothing_but_null(key, wanted)
-    return None if key is None or key.holds_object else _read_as(key, wanted)
+    return None if key is None or key.holds_object else _read_as(key, wanted, brackets)
 
 
-def _read_as(key: _Key, wanted: Wanted) -> _Read | None:
+def _read_as(key: _Key, wanted: Wanted, brackets: int) -> _Read | None:
     spec = wanted.spec
     number, nullable = _POLARS_TYPES[spec.dtype](), None if spec.null is None else key
     if spec.shape is not None and key.holds_items(spec.row_values):
         return _Read(wanted, key.path, pl.List(number), spec.row_values)
+    if spec.shape is not None and key.holds_cut:
+        return _Read(wanted, key.path, pl.List(number), spec.row_values, brackets - key.follows.count(b"["))
     if spec.shape is not None or spec.dtype is DType.STRING:
         return _Read(wanted, key.path, pl.String()) if key.holds_string else _nothing_but_null(key, wanted)
     if spec.dtype is DType.BOOL and len(key.path) > 1:
@@ -324,7 +340,7 @@ def _nothing_but_null(key: _Key, wanted: Wanted) -> _Read | None:
 class _Group:
     """Events of one shape and the same keys, and what is read of them."""
 
-    buffer: Buffer
+    events: Skeletons
     quotes: _Quotes
     reads: tuple[_Read, ...]
 
@@ -339,7 +355,8 @@ class _Group:
         if lines is not None:
             yield lines
             return
-        rows = rows[np.fromiter((_looks_valid(self.buffer.value(row)) for row in rows.tolist()), np.bool_, len(rows))]
+        valid = (_looks_valid(self.events.buffer.value(row)) for row in rows.tolist())
+        rows = rows[np.fromiter(valid, np.bool_, len(rows))]
         for start in range(0, len(rows), BLOCK_ROWS):
             lines = self._attempt(rows[start : start + BLOCK_ROWS])
             if lines is not None:
@@ -350,12 +367,13 @@ class _Group:
         behind = self.quotes.of(key, rows) + len(key.token)
         nulls: Mask = np.zeros(len(rows), np.bool_)
         for text in _NULLS:
-            nulls |= self.buffer.window(behind, len(text)) == np.void(text)
+            nulls |= self.events.buffer.window(behind, len(text)) == np.void(text)
         return nulls
 
     def _attempt(self, rows: Rows) -> Lines | None:
-        whole = len(rows) == len(self.buffer)
-        text = self.buffer.text() if whole else b"\n".join([self.buffer.value(row) for row in rows.tolist()])
+        buffer = self.events.buffer
+        whole = len(rows) == len(buffer)
+        text = buffer.text() if whole else b"\n".join([buffer.value(row) for row in rows.tolist()])
         frame = _frame(text, self.reads)
         return None if frame is None or frame.height != len(rows) else self._lines(frame, rows)
 
@@ -373,28 +391,29 @@ class _Group:
                     nulls[read.name] = ~there & self._are_null(read.nullable, rows)
                     there = there | nulls[read.name]
                 whole &= there
-            if read.items:
+            if read.bracket is not None:
+                whole &= self.events.have(rows, read.bracket, read.items)
+            elif read.items:
                 whole &= _are_whole(column, read.items)
         if not whole.all():
             rows = rows[whole]
             series = {name: column.filter(whole) for name, column in series.items()}
             nulls = {name: mask[whole] for name, mask in nulls.items()}
-        return Lines(
-            rows,
-            {read.name: _made(read, series.get(read.name), nulls.get(read.name), len(rows)) for read in self.reads},
-        )
+        made = (self._made(read, rows, series.get(read.name), nulls.get(read.name)) for read in self.reads)
+        return Lines(rows, {read.name: column for read, column in zip(self.reads, made, strict=True)})
 
-
-def _made(read: _Read, series: pl.Series | None, nulls: Mask | None, size: int) -> Column:
-    """The column of a field; `nulls`: which rows hold a null that counts."""
-    if read.absent is not None:
-        return read.wanted.absent(read.absent, size)
-    if series is None:
-        return Opaque("null", size)
-    if nulls is None or not nulls.any():
-        return _column(series)
-    there, absent = np.flatnonzero(~nulls), np.flatnonzero(nulls)
-    return Choice(((there, _column(series.filter(~nulls))), (absent, Opaque("null", len(absent)))), size)
+    def _made(self, read: _Read, rows: Rows, series: pl.Series | None, nulls: Mask | None) -> Column:
+        """The column of a field; `nulls`: which rows hold a null that counts."""
+        if read.absent is not None:
+            return read.wanted.absent(read.absent, len(rows))
+        if series is None:
+            return Opaque("null", len(rows))
+        if read.bracket is not None:
+            return self.events.column(rows, read.bracket, read.items)
+        if nulls is None or not nulls.any():
+            return _column(series)
+        there, absent = np.flatnonzero(~nulls), np.flatnonzero(nulls)
+        return Choice(((there, _column(series.filter(~nulls))), (absent, Opaque("null", len(absent)))), len(rows))
 
 
 def _series(frame: pl.DataFrame, read: _Read) -> pl.Series:

@@ -18,6 +18,7 @@ ONE_PLACE = {
     "huggingface_hub": ("publisher/references/hub.py",),
     "joblib": ("publisher/pickles.py", "modelcast/demo/"),
     "fastavro": ("modelcast/avro.py",),
+    "simdjson": ("consumer/decode/json_arrays.py",),
     "google": ("modelcast/protobuf.py",),
     "fsspec": ("modelcast/files/store.py",),
     "onnxruntime": ("modelcast/runtime/",),
