@@ -198,9 +198,8 @@ class Supervisor:
                 self._hear(life, line)
 
     def _hear(self, life: _Life, said: bytes) -> None:
-        try:
-            line = json.loads(said)
-        except ValueError:  # printed by something before the worker took its output to itself
+        line = _line(said)
+        if line is None:  # printed by something before the worker took its output to itself
             sys.stderr.write(said.decode(errors="replace") + "\n")
             return
         if "error" in line:
@@ -387,6 +386,15 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def _line(said: bytes) -> Mapping[str, Any] | None:
+    """What a worker said, or None if it was not the worker."""
+    try:
+        line = json.loads(said)
+    except ValueError:
+        return None
+    return line if isinstance(line, dict) and not {"report", "error"}.isdisjoint(line) else None
+
+
 def _error(datum: Mapping[str, Any]) -> ModelcastError:
     """The error that a worker ended with."""
     kind = getattr(errors, datum["kind"], ModelcastError)
@@ -404,9 +412,14 @@ def _how(status: int) -> str:
 
 
 def _progress_text(figures: Mapping[str, Any], workers: int) -> str:
-    live = "no version live" if figures["live"] is None else f"version {figures['live']}"
+    models = figures.get("models", {})
+    lives = [f"{model} {_version(one['live'])}" for model, one in models.items()] or [_version(figures["live"])]
     waiting = "" if figures["lag"] is None else f"lag {figures['lag']:,}  "
     return (
-        f"[dim]{workers} workers  {escape(live)}  {figures['events']:,} events  {figures['events_per_s']:,.0f}/s  "
-        f"{waiting}{figures['dead_letters']:,} dead letters  {figures['swaps']} swaps[/dim]"
+        f"[dim]{workers} workers  {escape(', '.join(lives))}  {figures['events']:,} events  "
+        f"{figures['events_per_s']:,.0f}/s  {waiting}{figures['dead_letters']:,} dead letters  {figures['swaps']} swaps[/dim]"
     )
+
+
+def _version(live: int | None) -> str:
+    return "no version live" if live is None else f"version {live}"

@@ -84,6 +84,26 @@ def test_a_release_that_every_worker_swapped_to_is_one_swap() -> None:
     assert (totals.counts()["swaps"], totals.counts()["live"]) == (3, 4)
 
 
+def models(fraud: int, churn: int, churn_live: int | None) -> dict[str, Any]:
+    return {
+        "fraud": {"live": 7, "predictions": fraud, "dead_letters": 0},
+        "churn": {"live": churn_live, "predictions": churn, "dead_letters": 1},
+    }
+
+
+def test_of_several_models_each_one_s_predictions_are_summed() -> None:
+    totals = WorkerTotals()
+    totals.tell(0, line(10, live=None, models=models(9, 8, None)))
+    totals.end(0)
+    totals.tell(0, line(5, live=None, models=models(5, 4, 2)))
+    totals.tell(1, line(3, live=None, models=models(3, 2, None)))
+    assert totals.counts()["models"] == {
+        "fraud": {"live": 7, "predictions": 17, "dead_letters": 0},
+        "churn": {"live": 2, "predictions": 14, "dead_letters": 3},
+    }
+    assert totals.counts()["events"] == 18
+
+
 @pytest.mark.parametrize(("told", "left"), [([7, 0], 0), ([0, None], None), ([3, 2], 2)])
 def test_what_is_left_is_what_the_last_one_to_stop_says(told: list[int | None], left: int | None) -> None:
     totals = WorkerTotals()

@@ -141,6 +141,21 @@ def test_people_read_each_worker_s_news_once_and_the_sums(crew: Crew, monkeypatc
     assert "Scored 4,000 events" in crew.words.splitlines()[-1]
 
 
+def test_of_several_models_people_read_each_one_s_version(crew: Crew, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers, "PROGRESS_S", 0.05)
+    crew.run(
+        """
+        one = {"live": 3, "predictions": 1, "dead_letters": 0}
+        two = {"fraud": one, "churn": one | {"live": None}}
+        report("started"); report("progress", **figures(1, live=None, models=two))
+        time.sleep(0.3); report("stopped", **figures(2, left=0))
+        """,
+        1,
+        json_lines=False,
+    )
+    assert "1 workers  fraud version 3, churn no version live  1 events" in crew.words
+
+
 def test_a_killed_worker_comes_back_and_what_it_did_is_counted(crew: Crew) -> None:
     crew.run(
         """
@@ -266,8 +281,8 @@ def test_workers_divide_the_cores_unless_the_user_has(
 
 
 def test_what_is_printed_in_the_place_of_a_line_is_shown_and_breaks_nothing(crew: Crew) -> None:
-    crew.run("""print("hello", flush=True); report("started"); report("stopped", **figures(5, left=0))""", 1)
-    assert "hello" in crew.words
+    crew.run("""print("hello\\n5\\n{}", flush=True); report("started"); report("stopped", **figures(5, left=0))""", 1)
+    assert crew.words.splitlines() == ["hello", "5", "{}"]
     assert crew.lines[-1]["events"] == 5
 
 
