@@ -417,7 +417,8 @@ def _progress_text(figures: Mapping[str, Any], workers: int) -> str:
     waiting = "" if figures["lag"] is None else f"lag {figures['lag']:,}  "
     return (
         f"[dim]{workers} workers  {escape(', '.join(lives))}  {figures['events']:,} events  "
-        f"{figures['events_per_s']:,.0f}/s  {waiting}{figures['dead_letters']:,} dead letters  {figures['swaps']} swaps[/dim]"
+        f"{figures['events_per_s']:,.0f}/s  {waiting}{figures['dead_letters']:,} dead letters  "
+        f"{figures['swaps']} swaps[/dim]"
     )
 
 
