@@ -26,6 +26,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -252,7 +253,8 @@ def rates(stage: Stage, count: int, rounds: int, say: Callable[[str], None]) -> 
     work = workload.workloads("avro")["fraud"]()
     work.publish(stage.connection)
     assert work.schema is not None
-    SchemaTopic(stage.log, stage.connection.topics).register(work.schema)
+    with closing(SchemaTopic(stage.log, stage.connection.topics)) as schemas:
+        schemas.register(work.schema)
     values = [value for frame in work.frames(count) for value in encode_avro(frame, work.schema)]
     sides: Mapping[str, int | None] = {ALONE: None, **{str(workers): workers for workers in COUNTS}}
     measured: dict[str, list[Mapping[str, float]]] = {side: [] for side in sides}
