@@ -47,7 +47,7 @@ class Stage:
         self.events, self.predictions = f"{prefix}-events", f"{prefix}-scores"
         self.dead_letters = f"{self.predictions}.dead-letters"
         self.schemas = f"{prefix}.schemas"
-        self._admin = AdminClient({"bootstrap.servers": servers})
+        self._admin = AdminClient({"bootstrap.servers": servers, "log_level": 0})
         self._group_reader = Consumer({"bootstrap.servers": servers, "group.id": self.group, "log_level": 0})
         with KafkaLog({"bootstrap.servers": servers}) as log:
             log.create(TopicSpec(self.events, partitions))

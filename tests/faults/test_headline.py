@@ -131,7 +131,7 @@ class Crew:
 
     def count(self, event: str) -> int:
         """How many reports of a kind all of them made."""
-        return sum(line["event"] == event for scorer in (*self.running, *self.ended) for line in list(scorer.lines))
+        return sum(line.get("event") == event for scorer in (*self.running, *self.ended) for line in list(scorer.lines))
 
     def _start(self, number: int) -> ScoreProcess:
         return self._stage.score("--instance", f"crew-{number}", limits=LIMITS)
