@@ -322,7 +322,7 @@ class Scorer:
             Lineup([plane.slot(ref) for ref in self._refs], when_failing=self._when_failing),
             observer.hooks(),
             end=end,
-            sizer=BatchSizer(bytes_max=self._buffers.batch_bytes),
+            sizer=BatchSizer(events_max=self._targets.batch_events, bytes_max=self._buffers.batch_bytes),
         )
         stack.callback(self._loop.close)
         lag = LagMeter(log, self._to.events)

@@ -14,6 +14,7 @@ from modelcast import digest
 from modelcast.errors import UsageError
 from modelcast.names import ModelRef
 
+from .batches import EVENTS_MAX
 from .routing import Routing
 
 # Stands for a model's name in the name of its topic.
@@ -90,6 +91,11 @@ class Targets:
     def topics(self) -> tuple[str, ...]:
         """Of predictions, each once."""
         return tuple(dict.fromkeys(target.topic for target in self.each))
+
+    @property
+    def batch_events(self) -> int:
+        """Events of the largest batch: of as many predictions as one model's, so that several take no more memory."""
+        return EVENTS_MAX if self.routing is not None else max(1, EVENTS_MAX // len(self.each))
 
     def dead_letters(self, events: str) -> str:
         """Where dead letters go if nobody says: beside the predictions; if these have several topics, the events."""

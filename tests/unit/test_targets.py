@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 import pytest
 
+from modelcast.consumer.batches import EVENTS_MAX
 from modelcast.consumer.lineup import WhenFailing
 from modelcast.consumer.parts import together
 from modelcast.consumer.routing import NOWHERE, Routing, parse_routes
@@ -62,6 +63,11 @@ class TestTopics:
         assert Targets.of("fraud", "T").dead_letters("E") == "T.dead-letters"
         assert Targets.of(["fraud", "churn"], "T").dead_letters("E") == "T.dead-letters"
         assert Targets.of(["fraud", "churn"], "{model}").dead_letters("E") == "E.dead-letters"
+
+    def test_a_batch_has_as_many_predictions_whatever_the_number_of_models(self) -> None:
+        names = ["a", "b", "c", "d"]
+        assert Targets.of(names, "T").batch_events == EVENTS_MAX / 4
+        assert Targets.of(names, "T", route="field").batch_events == Targets.of("a", "T").batch_events == EVENTS_MAX
 
     def test_the_group_follows_from_models_and_topics_in_whatever_order(self) -> None:
         assert Targets.of("fraud@3", "T").group("p") == "p.fraud.T"
