@@ -222,21 +222,25 @@ def _event(source: dict[str, Any] | None) -> str:
 
 def _marks(entry: dict[str, Any]) -> str:
     cut = f" [cut: {', '.join(entry['cut'])}]" if entry["cut"] else ""
-    return cut + (f" [sent back {entry['replays']} times]" if entry["replays"] else "")
+    return cut + (f" [sent back {_times(entry['replays'])} before]" if entry["replays"] else "")
+
+
+def _times(count: int) -> str:
+    return "once" if count == 1 else f"{count:,} times"
 
 
 def _tell(context: CommandContext, topic: str, done: Replayed, *, dry: bool) -> None:
     output = context.output
     sent = sum(done.sent.values())
     if done.new and sent:
-        output.say("nothing is known of an earlier replay of this topic: all letters count as not sent back")
+        output.say("no earlier replay of this topic is known: no letter counts as sent back")
     for place, reason in done.named:
         output.warn(f"letter {place} is not sent back: {reason}")
     if done.passed_over > len(done.named):
         output.warn(f"{done.passed_over - len(done.named):,} more letters are not sent back")
     if done.again:
         output.warn(
-            f"{done.again:,} of them came back before (one was sent back {done.most_replays} times already): "
+            f"{done.again:,} of them came back before (one was sent back {_times(done.most_replays)} already): "
             "what was wrong with them may not be mended"
         )
     where = ", ".join(f"{escape(name)} ({count:,})" for name, count in sorted(done.sent.items()))
@@ -247,6 +251,7 @@ def _tell(context: CommandContext, topic: str, done: Replayed, *, dry: bool) -> 
             "sent": sent,
             "to": done.sent,
             "passed_over": done.passed_over,
+            "reasons": dict(done.named),
             "again": done.again,
             "dry_run": dry,
         },
