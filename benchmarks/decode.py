@@ -146,6 +146,46 @@ def registry_forms(rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Callable[[
     }
 
 
+def field_forms(rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Callable[[int], object]]:
+    """Decoding of the same numbers inside a record, of numbers every tenth of which is null, and by an event schema."""
+    names = [f"v{n}" for n in range(FLOATS)]
+    numbers = [{"name": name, "type": "float"} for name in names]
+    record = {"type": "record", "name": "Measured", "fields": numbers}
+    nested = _record({"name": "m", "type": record})
+    nullable = _record(*({"name": name, "type": ["null", "float"], "default": None} for name in names))
+    promoted = _record(
+        *({"name": name, "type": "double"} for name in names), {"name": "new", "type": "int", "default": 7}
+    )
+    inside = [{"id": row["id"], "m": {name: row[name] for name in names}} for row in rows]
+    sparse = [
+        {"id": row["id"], **{name: None if (n + k) % 10 == 0 else row[name] for k, name in enumerate(names)}}
+        for n, row in enumerate(rows)
+    ]
+    paths = [FieldSpec(f"m.{name}", DType.FLOAT32) for name in names]
+    ruled = [FieldSpec(name, DType.FLOAT32, null="nan") for name in names]
+    floats = [*(FieldSpec(name, DType.FLOAT32) for name in names), FieldSpec("new", DType.INT32)]
+    by_path, by_rule = BatchDecoder(paths, OneSchema(nested)), BatchDecoder(ruled, OneSchema(nullable))
+    resolved = BatchDecoder(floats, OneSchema(schema()), Formats(EventFormat.SINGLE_OBJECT, promoted))
+    forms: list[tuple[str, BatchDecoder, list[bytes]]] = [
+        ("avro, nested", by_path, [nested.encode_single_object(row) for row in inside]),
+        ("json, nested", by_path, [json.dumps(row).encode() for row in inside]),
+        ("avro, a tenth null", by_rule, [nullable.encode_single_object(row) for row in sparse]),
+        ("json, a tenth null", by_rule, [json.dumps(row).encode() for row in sparse]),
+        ("avro by an event schema", resolved, [schema().encode_single_object(row) for row in rows]),
+    ]
+    return {name: partial(_decode_some, decoder, values) for name, decoder, values in forms}
+
+
+def _decode_some(decoder: BatchDecoder, values: Sequence[bytes], count: int) -> None:
+    decoder.decode(values[:count])
+
+
+def _record(*fields: Mapping[str, Any]) -> Schema:
+    return Schema.parse(
+        {"type": "record", "name": "Transaction", "fields": [{"name": "id", "type": "string"}, *fields]}
+    )
+
+
 def poisoned(values: list[bytes]) -> list[bytes | None]:
     damaged: list[bytes | None] = list(values)
     for n, row in enumerate(range(0, len(values), POISON_EVERY)):
@@ -183,7 +223,7 @@ def measure() -> Mapping[str, Mapping[int, float]]:
         "predictions": lambda n: encoder.encode({"score": scores[:n]}, numbers[:n] % 12, numbers[:n], numbers[:n]),
     }
     figures = {name: {n: rate(n, partial(work, n)) for n in BATCHES} for name, work in works.items()}
-    few = {**registry_forms(rows[:ROWS]), **whole_rows()}
+    few = {**field_forms(rows[:ROWS]), **registry_forms(rows[:ROWS]), **whole_rows()}
     return figures | {name: {n: rate(n, partial(work, n)) for n in BATCHES if n <= ROWS} for name, work in few.items()}
 
 

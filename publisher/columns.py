@@ -91,9 +91,9 @@ def _as_series(name: str, values: Any) -> pl.Series | None:
     if is_pandas(values):
         missing = values.isna().tolist()
         return series_of(name, [None if gone else value for value, gone in zip(values.tolist(), missing, strict=True)])
-    if values.ndim != 1 or values.dtype.kind not in "fO":
+    if values.ndim != 1 or values.dtype.kind not in "fMO":
         return None
-    if values.dtype.kind == "f":
+    if values.dtype.kind != "O":
         return pl.Series(name, values)
     return series_of(name, [None if value is None or value != value else value for value in values.tolist()])  # noqa: PLR0124
 

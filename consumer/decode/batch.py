@@ -14,7 +14,14 @@ from typing import cast
 import numpy as np
 
 from modelcast.events.frames import Headers
-from modelcast.events.writers import AvroWriter, JsonWriter, ProtobufWriter, SchemaSource, UnusableWriter
+from modelcast.events.writers import (
+    AvroWriter,
+    JsonWriter,
+    ProtobufWriter,
+    SchemaSource,
+    UnusableWriter,
+    WriterSchema,
+)
 from modelcast.tensors import FieldSpec
 
 from .avro import AvroPlan
@@ -135,17 +142,23 @@ class BatchDecoder:
 
     def _make_plan(self, frame: bytes) -> _Plan | UnusableWriter | None:
         writer = self._schemas.find(frame)
-        match writer:
-            case AvroWriter():
-                plan: _Plan = AvroPlan.to(writer.schema, self._wanted)
-            case ProtobufWriter():
-                plan = ProtobufPlan(writer.schema, self._specs)
-            case JsonWriter():
-                plan = writer
-            case _:  # not kept: either may be mended
-                return writer
+        try:
+            plan = self._plan_for(writer)
+        except Exception as error:  # no schema that somebody wrote ends a scorer: not for its depth, nor for its types
+            return UnusableWriter(f"its schema can't be read by: {type(error).__name__}: {error}")
+        if isinstance(plan, UnusableWriter) or plan is None:  # not kept: either may be mended
+            return plan
         self._plans[frame] = plan
         return plan
+
+    def _plan_for(self, writer: WriterSchema | None) -> _Plan | UnusableWriter | None:
+        match writer:
+            case AvroWriter():
+                return AvroPlan.to(writer.schema, self._wanted)
+            case ProtobufWriter():
+                return ProtobufPlan(writer.schema, self._specs)
+            case _:
+                return writer
 
     def _decode_json(self, buffer: Buffer, rows: Rows, skip: int, start: int, result: Result) -> None:
         if skip or len(rows) < len(buffer):
