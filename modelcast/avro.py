@@ -24,6 +24,8 @@ from modelcast.errors import SourceError, WireError
 SINGLE_OBJECT_MARKER = b"\xc3\x01"
 FINGERPRINT_BYTES = 8
 FRAME_BYTES = len(SINGLE_OBJECT_MARKER) + FINGERPRINT_BYTES
+# Of one value of a fixed type: no record of Kafka's is larger.
+MAX_FIXED_BYTES = 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,10 @@ class Schema:
         try:
             data = json.loads(definition) if isinstance(definition, (str, bytes)) else dict(definition)
             fastavro.parse_schema(data)
-        except (ValueError, TypeError, KeyError, fastavro.schema.SchemaParseException) as error:
+            _check(data)
+        except (
+            ValueError, TypeError, KeyError, AttributeError, RecursionError, fastavro.schema.SchemaParseException
+        ) as error:  # fmt: skip
             raise SourceError(
                 f"not an Avro schema: {error}", hint="Give a .avsc file as the Avro specification describes it."
             ) from error
@@ -176,6 +181,27 @@ def _put_in(schema: Any, space: str, named: dict[str, Any]) -> Any:
             return {**schema, **put}
         case _:
             return schema
+
+
+def _check(schema: Any) -> None:
+    """What fastavro takes from anybody and readers stumble over. Raises ValueError, TypeError, KeyError."""
+    if isinstance(schema, list):
+        for branch in schema:
+            _check(branch)
+    if not isinstance(schema, dict):
+        return
+    match schema["type"]:
+        case "fixed":
+            size = schema["size"]
+            if not isinstance(size, int) or isinstance(size, bool) or not 0 <= size <= MAX_FIXED_BYTES:
+                raise ValueError(f"{size!r:.40} is no size of fixed {schema['name']!r}")
+        case "enum":
+            if not all(isinstance(symbol, str) for symbol in schema["symbols"]):
+                raise ValueError(f"a symbol of enum {schema['name']!r} is no text")
+        case inner:
+            _check(inner)
+    for part in (*(entry["type"] for entry in schema.get("fields", ())), schema.get("items"), schema.get("values")):
+        _check(part)
 
 
 # Words of the specification, which are nobody's names.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -70,3 +71,30 @@ def test_a_schema_file_that_is_not_there_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize("data", [b"", b"\xc3", b"\xc3\x01short", b'{"a": 1}'])
 def test_what_is_not_framed_has_no_fingerprint(data: bytes) -> None:
     assert avro.fingerprint_of(data) is None
+
+
+@pytest.mark.parametrize(
+    "definition",
+    [
+        {"type": "fixed", "name": "f", "size": -1},
+        {"type": "fixed", "name": "f", "size": "4"},
+        {"type": "array", "items": [{"type": "fixed", "name": "f", "size": 1.5}]},
+        {
+            "type": "record",
+            "name": "r",
+            "fields": [{"name": "a", "type": {"type": "fixed", "name": "f", "size": 1 << 40}}],
+        },
+        {"type": "enum", "name": "e", "symbols": [1]},
+        {"type": "record", "name": 5, "fields": []},
+        {"type": "record", "name": "r", "fields": 5},
+    ],
+)
+def test_what_readers_would_stumble_over_is_no_schema(definition: Any) -> None:
+    with pytest.raises(SourceError, match="not an Avro schema"):
+        avro.Schema.parse(definition)
+
+
+def test_a_schema_without_a_bottom_is_refused_as_any_other() -> None:
+    text = '{"type":"array","items":' * 5000 + '"long"' + "}" * 5000
+    with pytest.raises(SourceError, match="not an Avro schema"):
+        avro.Schema.parse(text)

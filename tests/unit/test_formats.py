@@ -161,6 +161,17 @@ def test_a_plan_is_made_once_and_what_is_unknown_or_of_no_use_is_asked_for_again
     assert (known.asked.count(BY_ID), known.asked.count(UNKNOWN_ID), known.asked.count(BROKEN_ID)) == (1, 3, 3)
 
 
+def test_a_schema_nothing_can_be_read_by_costs_its_own_events_only() -> None:
+    # Not parsed before: as one that a parser takes and a reader does not.
+    odd = Schema(definition={"type": "record", "name": "T", "fields": [{"name": "amount"}]}, text="")
+    known = Known()
+    known.writers[UNKNOWN_ID] = AvroWriter(odd)
+    values = [BY_ID + datum(1), UNKNOWN_ID, BY_ID + datum(2)]
+    batch = BatchDecoder([AMOUNT], known, CONFLUENT).decode(values, [None] * 3)
+    assert batch.columns["amount"].tolist() == [1.0, 2.0]
+    assert [(event.index, event.error) for event in batch.poison] == [(1, "UnusableSchema")]
+
+
 def test_events_framed_for_a_registry_nobody_named_say_so() -> None:
     assert "--schema-registry" in decode([BY_ID + datum(1)], AUTO).poison[0].message
 
