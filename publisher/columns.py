@@ -20,6 +20,9 @@ SEPARATOR: Final = "."
 # What Polars counts times in.
 _PER_MS: Final = {"ms": 1, "us": 10**3, "ns": 10**6}
 
+# Integers up to this are floats without rounding.
+_EXACT: Final = 2**53
+
 KINDS_HINT = "Give examples of the kind the model takes, as events will have them, or convert inside the model."
 
 
@@ -70,10 +73,9 @@ def filled(name: str, values: Any, text: str) -> Any:
             # Of integers with gaps a float model makes floats: NaN is there already.
             return series if text == "nan" else _whole(series).fill_null(null_value(text, DType.INT64))
         if dtype.is_float() or dtype.is_decimal():
-            value = null_value(text, DType.FLOAT64)
-            return (
-                series.cast(pl.Float32 if dtype == pl.Float32 else pl.Float64).fill_null(value).fill_nan(float(value))
-            )
+            value = float(null_value(text, DType.FLOAT64))
+            reals = series.cast(pl.Float32 if dtype == pl.Float32 else pl.Float64).fill_null(value).fill_nan(value)
+            return _unwidened(reals) if value.is_integer() else reals
         if dtype == pl.Boolean:
             return series.fill_null(null_value(text, DType.BOOL))
         if dtype == pl.Null:
@@ -84,6 +86,12 @@ def filled(name: str, values: Any, text: str) -> Any:
             f"null can't count as {text!r} in field {name!r}: the examples hold {dtype}",
             hint="Give a value of the field's type: a number, a text, true or false.",
         ) from error
+
+
+def _unwidened(reals: pl.Series) -> pl.Series:
+    """A gap makes floats of integers in pandas: filled, they are what they were."""
+    whole = ((reals == reals.floor()) & (reals.abs() <= _EXACT)).all()
+    return reals.cast(pl.Int64) if whole else reals
 
 
 def _as_series(name: str, values: Any) -> pl.Series | None:
