@@ -41,7 +41,7 @@ def forward(bootstrap_servers: str, source: str, target: str) -> None:
         message = consumer.poll(_POLL_S)
         if message is None or message.error():
             continue
-        producer.produce(target, message.value(), message.key(), partition=message.partition())
+        producer.produce(target, message.value(), message.key(), partition=message.partition() or 0)
         producer.poll(0)
     producer.flush()
     consumer.close()

@@ -54,8 +54,8 @@ REVOKE_DRAIN_S = 20.0
 CLOSE_DRAIN_S = 30.0
 # Offsets of acknowledged records are committed this often (at-least-once): what a kill repeats, beside batches.
 ACKNOWLEDGED_COMMIT_S = 0.5
-# Asking for the group's metadata takes the client 0.1 ms. An older answer is safe: if the group moved on since, the broker
-# refuses what is committed with it; only a fresher one than the batch would let through what is not this member's.
+# Asking for the group's metadata takes the client 0.1 ms. An older answer is safe: if the group moved on since, the
+# broker refuses what is committed with it; only a fresher one than the batch would let through what is another's.
 METADATA_MAX_AGE_S = 0.1
 # How often the group's offsets are asked for, near the end.
 END_CHECK_S = 0.1
