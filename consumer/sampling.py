@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 
-from modelcast.errors import WireError
+from modelcast.errors import SchemaRegistryError, WireError
 from modelcast.events.frames import Headers
 from modelcast.events.writers import AvroWriter, JsonWriter, ProtobufWriter, SchemaSource
 from modelcast.log import Log, LogRecord
@@ -90,9 +90,18 @@ class EventFieldsSource:
         return None if framed is None else framed.frame
 
     def _learn(self, samples: Sequence[_Sample]) -> bool:
-        found = event_fields(samples, self._said, self._topic)
-        # Only now: what could not be looked up is looked at again.
-        self._frames.update(self._frame(*sample) for sample in samples)
+        missed: set[bytes | None] = set()
+
+        def said(sample: _Sample) -> Said | None:
+            try:
+                return self._said(sample)
+            except SchemaRegistryError:  # it says nothing now; what can't be bound is told by dead letters then
+                missed.add(self._frame(*sample))
+                return None
+
+        found = event_fields(samples, said, self._topic)
+        # What could not be looked up is looked at again.
+        self._frames.update({self._frame(*sample) for sample in samples} - missed)
         if found is None:
             return False
         if self.known is not None:

@@ -29,7 +29,7 @@ from modelcast.names import ModelVersion
 from modelcast.runtime import Array
 from modelcast.tensors import FieldSpec
 
-from .batches import EventBatch, Int64s, records_by_partition
+from .batches import EVENTS_MAX, EventBatch, Int64s, records_by_partition
 from .carrying import Carrier
 from .dead_letters import DeadLetter, DeadLetterBuilder
 from .decode.batch import BatchDecoder, DecodedBatch, PoisonEvent, SchemaSource
@@ -46,8 +46,9 @@ from .servable import Servable
 MODEL_FAULT_ROWS = 16
 # Why an event is poison when the model itself can't take it.
 MODEL_FAILED = "ModelFailed"
-# Frames given up are remembered, so that a stream of foreign events waits once; more than this is garbage.
-GIVEN_UP_MAX = 1024
+# Frames given up are remembered, so that a stream of foreign events waits once: those of two of the largest batches, or
+# a batch of garbage, which may name one an event, would never be done with.
+GIVEN_UP_MAX = 2 * EVENTS_MAX
 # Versions of a model that are remembered: the live one and the one a rollback would go back to.
 _PLANS_MAX = 2
 

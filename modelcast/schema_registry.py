@@ -19,6 +19,7 @@ from __future__ import annotations
 import base64
 import binascii
 import logging
+import math
 import random
 import threading
 import time
@@ -43,12 +44,17 @@ RETRY_S = 0.25
 RETRY_MAX_S = 5.0
 # At the start a registry may be starting, too, and somebody may be waiting at a prompt: as for brokers.
 CHECK_S = 6.0
-# A schema the registry does not have is asked for again after this.
+# A schema the registry does not have is asked for again after this; of many such, so many a second in all.
 ABSENT_S = 1.0
+ASKED_ANEW_PER_S = 16
+# New schemas are asked for at a stretch for so long, then whoever asks has to come again: a batch of garbage names
+# thousands, and nothing is polled meanwhile. Another stretch begins after a pause.
+STRETCH_S = 1.0
+_PAUSE_S = 0.05
 # For how long after its first denial a schema is waited for if the registry goes away; the scorer's own patience.
 DENIED_ANEW_S = 10.0
-# Denials kept; more ids than this on a topic are garbage, whose denials may be asked for anew.
-ABSENT_MAX = 10_000
+# Denials kept: those of two of the largest batches, or the ids of one could never all be known.
+ABSENT_MAX = 40_000
 # Files or types that refer to each other, deeper than anybody nests them: an answer must end.
 _MAX_REFERENCES = 1000
 
@@ -94,6 +100,7 @@ class SchemaRegistry:
         self._failure: SchemaRegistryError | None = None
         self._status: int | None = None  # what it answered with then
         self._retry_at_s = 0.0
+        self._stretch_began_s = self._asked_s = -math.inf
         self._retry_s = RETRY_S
 
     def __enter__(self) -> Self:
@@ -140,16 +147,25 @@ class SchemaRegistry:
             return None
         with self._lock:
             denied, now = self._denied.get(frame), self._clock()
-            if denied is not None and now - denied.last_s < ABSENT_S:
+            anew_s = ABSENT_S * max(1.0, len(self._denied) / ASKED_ANEW_PER_S)
+            if denied is not None and now - denied.last_s < anew_s:
                 return denied.answer
+            self._take_breath(now)
             try:
                 found = self._look_up(frame)
             except SchemaRegistryError:
                 if denied is None or now - denied.first_s < DENIED_ANEW_S:
                     raise
                 return denied.answer
+            self._asked_s = self._clock()
             self._note(frame, found, now)
             return found
+
+    def _take_breath(self, now: float) -> None:
+        if now - self._asked_s > _PAUSE_S:
+            self._stretch_began_s = now
+        elif now - self._stretch_began_s > STRETCH_S:
+            raise SchemaRegistryError(f"the Schema Registry at {self._url} is being asked for many schemas")
 
     def _note(self, frame: bytes, found: WriterSchema | None, now: float) -> None:
         # What can't be used may be mended, by a reference that was missing: it is looked at again as one not there.

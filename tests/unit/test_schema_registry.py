@@ -262,3 +262,26 @@ def test_without_its_client_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(MissingExtraError, match="authlib") as caught:
         schema_registry.SchemaRegistry({"url": "http://127.0.0.1:1"})
     assert "modelcast[schema-registry]" in str(caught.value)
+
+
+def test_f34_garbage_that_names_thousands_of_schemas_holds_up_nobody_for_long(
+    server: SchemaRegistryServer, registry: SchemaRegistry, clock: Clock
+) -> None:
+    frames = [b"\x00" + number.to_bytes(4) for number in range(1, 301)]
+
+    def ask_all() -> bool:
+        for frame in frames:
+            clock.now += 0.01  # what an answer takes
+            try:
+                assert registry.find(frame) is None
+            except SchemaRegistryError:
+                return False
+        return True
+
+    rounds = 0
+    while not ask_all():
+        rounds += 1
+        clock.now += 0.1
+        assert rounds < 20
+    assert rounds >= 2
+    assert len(server.asked) < 1.5 * len(frames)
