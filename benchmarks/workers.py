@@ -306,10 +306,11 @@ def main() -> None:
             folder / "broker", heap_mb=_BROKER_HEAP_MB, full_compiler=True, die_with_parent=True
         ) as broker:
             stage = Stage(folder, broker)
-            if arguments.memory:
-                result = footprints(stage, arguments.mb * 1_000_000, say)
-            else:
-                result = rates(stage, arguments.events, arguments.rounds, say)
+            with closing(stage.log):
+                if arguments.memory:
+                    result = footprints(stage, arguments.mb * 1_000_000, say)
+                else:
+                    result = rates(stage, arguments.events, arguments.rounds, say)
     print(json.dumps(result) if arguments.json else json.dumps(result, indent=2))
 
 
