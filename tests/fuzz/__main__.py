@@ -52,6 +52,7 @@ def main() -> int:
         if asked.only is not None:
             break
         seed += 1
+        print(f"{judged.total():,} batches, {broken:,} damaged events", file=sys.stderr, flush=True)
     told = {"batches": judged.total(), "damaged_events": broken, "shapes": len(judged)}
     print(json.dumps({**told, "seconds": round(time.monotonic() - started, 1)}))
     return 0

@@ -59,15 +59,29 @@ _JSON = (
     ),
 )
 _MOST_BYTES = 8
+_EDGE_BYTES = 3
+# The longest frame there is.
+_START_BYTES = 17
 
 
 def damaged(entropy: Entropy, value: bytes | None, others: Sequence[bytes | None]) -> bytes | None:
     """`value` after one to three accidents; `others` are values it may be mixed up with."""
     for _ in range(entropy.number(1, 3)):
         whole = value or b""
-        place = entropy.number(0, len(whole))
+        place = _place(entropy, len(whole))
         value = pick(entropy, _ACCIDENTS)(entropy, whole, place, pick(entropy, others) or b"")
     return value
+
+
+def _place(entropy: Entropy, size: int) -> int:
+    """Anywhere, but more often where frames and lengths stand, and where the last value ends."""
+    match entropy.number(0, 3):
+        case 0:
+            return size - entropy.number(0, min(_EDGE_BYTES, size))
+        case 1:
+            return entropy.number(0, min(_START_BYTES, size))
+        case _:
+            return entropy.number(0, size)
 
 
 def _flip(entropy: Entropy, whole: bytes, place: int, _: bytes) -> bytes:

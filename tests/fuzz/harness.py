@@ -6,6 +6,8 @@ run, encoded, the rest made into dead letters. Then
 - nothing was raised, and every event has a prediction or a dead letter, never both, never twice;
 - an event that was left alone comes to the same bytes as in a clean batch;
 - a damaged one comes to the same, byte for byte or word for word, as when it is alone;
+- where the plain second decoder of the unit tests reads the format, the event is good or bad as it says, for the same
+  reason: that a batch of one and a batch of many agree does not make them right;
 - a dead letter holds the event's key, value and headers as they were, and says which error, why, and from where.
 
 The model gives back every value it takes, so a prediction holds all that was decoded of its event.
@@ -21,11 +23,14 @@ from modelcast.avro import Schema
 from modelcast.consumer.batches import EventBatch
 from modelcast.consumer.binding import Binding
 from modelcast.consumer.dead_letters import DeadLetter, DeadLetterBuilder, event_headers
+from modelcast.consumer.decode.formats import Formats
 from modelcast.consumer.scoring import Scored, Scoring, Unresolved
+from modelcast.events.writers import AvroWriter
 from modelcast.names import ModelVersion
 from modelcast.records import DType, InputBinding, NullRule, OutputSpec, Signature
 from modelcast.runtime import Array
 from modelcast.tensors import FieldSpec
+from tests.unit.decode_reference import fate
 from tests.unit.registry_records import manifest
 
 from .damage import damaged
@@ -37,6 +42,7 @@ PARTITION = 3
 TIMESTAMP_MS = 1_700_000_000_000
 # Larger batches find nothing that these do not, and cost more.
 MOST_EVENTS = 12
+_FINGERPRINT_BYTES = 8
 
 # What an event came to: the bytes of its prediction, or the error and message of its dead letter.
 Outcome = bytes | tuple[str, str]
@@ -122,6 +128,11 @@ class Harness:
         headers = shape.headers or ((),) * len(shape.values)
         self.whole = [Event(place, value, headers[place]) for place, value in enumerate(shape.values)]
         self.clean = self.outcomes(self.whole)
+        self._definitions = {
+            frame[-_FINGERPRINT_BYTES:]: writer.schema.definition
+            for frame, writer in shape.writers.items()
+            if isinstance(writer, AvroWriter)
+        }
 
     def outcomes(self, events: Sequence[Event]) -> dict[int, Outcome]:
         """What each event comes to, by offset; raises AssertionError where one is lost, doubled or misreported."""
@@ -169,7 +180,16 @@ class Harness:
         for event in broken.values():
             alone = self.outcomes([event])[event.offset]
             assert together[event.offset] == alone, self._difference(event, together[event.offset], alone)
+            self._hold_against_reference(event, alone)
         return len(broken)
+
+    def _hold_against_reference(self, event: Event, outcome: Outcome) -> None:
+        if self.shape.formats != Formats():
+            return
+        told = fate(event.value, self.shape.specs, self._definitions)
+        wanted = "UnknownSchema" if told is None else told if isinstance(told, str) else "a prediction"
+        got = "a prediction" if isinstance(outcome, bytes) else outcome[0]
+        assert got == wanted, self._difference(event, outcome, wanted)
 
     def _scored(self, batch: EventBatch) -> Scored:
         for _ in range(2):
@@ -179,7 +199,7 @@ class Harness:
             self._scoring.give_up(scored.frames)
         raise AssertionError(f"schemas that were given up are asked for again: {scored.frames}")
 
-    def _difference(self, event: Event, together: Outcome, alone: Outcome) -> str:
+    def _difference(self, event: Event, together: Outcome, alone: Outcome | str) -> str:
         return (
             f"shape {self.shape.name!r}: the event {event.value!r} (headers {event.headers}) comes to {together!r} in "
             f"its batch, and else to {alone!r}"
