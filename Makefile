@@ -26,7 +26,7 @@ test: $(STAMP) ## Unit tests and tests on a real Kafka broker (under 10 minutes)
 	$(PY) -m pytest tests/unit tests/broker -n $(WORKERS) --dist loadfile
 
 faults: $(STAMP) ## Publishers, scorers and brokers really killed (under 8 minutes)
-	$(PY) -m pytest tests/faults
+	$(PY) -m pytest tests/faults -n 2 --dist loadfile
 
 headline: $(STAMP) ## Exactly-once over 100,000 events, clients and brokers killed, versions swapping (some 3 minutes)
 	MODELCAST_HEADLINE_EVENTS=100000 $(PY) -m pytest tests/faults/test_headline.py -s

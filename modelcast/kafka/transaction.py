@@ -188,7 +188,9 @@ class Transactions:
 
     def _break(self, error: ModelcastError) -> ModelcastError:
         self._state = State.BROKEN
-        self._broken_by = error
+        # A copy: the error's own traceback leads back here, and such a circle would keep a dropped client alive (trying
+        # its commit again, in vain) until the cycle collector finds it.
+        self._broken_by = type(error)(error.message, hint=error.hint)
         return error
 
 

@@ -289,9 +289,9 @@ class ScoreProcess:
         wait_for(there, f"{event} {fields}; it said {self.lines} {''.join(self._errors)}", timeout_s)
         return found[0]
 
-    def has(self, event: str) -> bool:
-        """Whether there was a report of that kind."""
-        return any(line.get("event") == event for line in list(self.lines))
+    def said(self, event: str) -> list[dict[str, Any]]:
+        """Its reports of that kind so far."""
+        return [line for line in list(self.lines) if line.get("event") == event]
 
     def last_words(self) -> str:
         """How it ended, and what it said to people."""

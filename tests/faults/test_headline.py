@@ -106,11 +106,11 @@ class Crew:
         """The one at that place, once it scores; started while the broker was down, it ended and is started again."""
         while True:
             scorer = self.running[number]
-            wait_for(lambda: scorer.has("live") or scorer.process.poll() is not None, "a scorer to be live")  # noqa: B023
+            wait_for(lambda: scorer.said("live") or scorer.process.poll() is not None, "a scorer to be live")  # noqa: B023
             if scorer.process.poll() is None:
                 return scorer
             assert scorer.process.returncode == ExitCode.BROKER, scorer.last_words()
-            assert not scorer.has("live"), scorer.last_words()
+            assert not scorer.said("live"), scorer.last_words()
             self.ended.append(scorer)
             self.running[number] = self._start(number)
 
@@ -131,7 +131,7 @@ class Crew:
 
     def count(self, event: str) -> int:
         """How many reports of a kind all of them made."""
-        return sum(line.get("event") == event for scorer in (*self.running, *self.ended) for line in list(scorer.lines))
+        return sum(len(scorer.said(event)) for scorer in (*self.running, *self.ended))
 
     def _start(self, number: int) -> ScoreProcess:
         return self._stage.score("--instance", f"crew-{number}", limits=LIMITS)
