@@ -28,7 +28,7 @@ test: $(STAMP) ## Unit tests and tests on a real Kafka broker (under 10 minutes)
 faults: $(STAMP) ## Publishers, scorers and brokers really killed (under 8 minutes)
 	$(PY) -m pytest tests/faults -n 2 --dist loadfile
 
-headline: $(STAMP) ## Exactly-once over 100,000 events, clients and brokers killed, versions swapping (some 3 minutes)
+headline: $(STAMP) ## Exactly-once over 100,000 events, clients and brokers killed, versions swapping (some 5 minutes)
 	MODELCAST_HEADLINE_EVENTS=100000 $(PY) -m pytest tests/faults/test_headline.py -s
 
 fuzz: $(STAMP) ## Damaged events and their neighbours, 120,000 batches (some 10 minutes; FUZZ_BATCHES=N)
