@@ -20,6 +20,8 @@ from .shapes import shapes
 
 # Shapes are made anew so often: strange schemas are drawn with each.
 ROUND_BATCHES = 5_000
+# Of a finding's calls, the innermost: recursion has a thousand.
+_SHOWN_CALLS = 12
 
 
 def main() -> int:
@@ -45,7 +47,7 @@ def main() -> int:
             try:
                 broken += harness.judge(Dice(f"{seed}/{number}"))
             except BaseException:
-                traceback.print_exc()
+                traceback.print_exc(limit=-_SHOWN_CALLS)
                 print(f"found in {harness.shape.name!r}; again: --seed {seed} --only {number}", file=sys.stderr)
                 return 1
             judged[harness.shape.name] += 1

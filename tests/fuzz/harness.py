@@ -184,9 +184,12 @@ class Harness:
         return len(broken)
 
     def _hold_against_reference(self, event: Event, outcome: Outcome) -> None:
-        if self.shape.formats != Formats():
+        if self.shape.formats != Formats() or self.shape.endless:
             return
-        told = fate(event.value, self.shape.specs, self._definitions)
+        try:
+            told = fate(event.value, self.shape.specs, self._definitions)
+        except RecursionError:  # brackets by the hundred: it has no bound of its own
+            return
         wanted = "UnknownSchema" if told is None else told if isinstance(told, str) else "a prediction"
         got = "a prediction" if isinstance(outcome, bytes) else outcome[0]
         assert got == wanted, self._difference(event, outcome, wanted)

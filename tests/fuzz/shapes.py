@@ -35,6 +35,7 @@ class Shape:
         values: Whole events; most are good for the model.
         headers: Of each event, where its format needs any.
         writers: What each frame stands for.
+        endless: A value may hold another of its kind: the product bounds how deep, the plain decoder does not.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Shape:
     writers: Mapping[bytes, WriterSchema]
     formats: Formats = field(default_factory=Formats)
     headers: tuple[Headers, ...] = ()
+    endless: bool = False
 
     def find(self, frame: bytes) -> WriterSchema | None:
         """As a source of schemas."""
@@ -238,7 +240,8 @@ def _single_object(name: str, definitions: Sequence[Any], specs: Sequence[FieldS
         if place % _UNFIT:
             event.update({key: made(dice) for key, made in _FITTING.get(name, {}).items()})
         values.append(schema.encode_single_object(event))
-    return Shape(name, tuple(specs), tuple(values), {schema.frame: AvroWriter(schema) for schema in schemas})
+    writers = {schema.frame: AvroWriter(schema) for schema in schemas}
+    return Shape(name, tuple(specs), tuple(values), writers, endless=name == "recursive")
 
 
 def _json_shapes(dice: random.Random) -> Iterator[Shape]:
