@@ -19,7 +19,7 @@ from modelcast.tensors import FieldSpec
 from .columns import Choice, Column, Flags, Items, Numbers, Opaque, Strings
 from .readers import inside
 from .rules import Fault, Spoiled
-from .wanted import Wanted
+from .wanted import Lacking, Wanted
 
 # Brackets within brackets; fixed, because the interpreter's own limit depends on who called.
 _MAX_DEPTH = 100
@@ -31,28 +31,25 @@ _HOLDERS = {int: "an integer", float: "a float", bool: "a boolean", str: "a stri
 def decode_each(values: Sequence[bytes], wanted: Sequence[Wanted]) -> tuple[dict[str, Column], tuple[Spoiled, ...]]:
     """Columns of the fields over all values, and the rows that are no JSON object."""
     spoiled: list[Spoiled] = []
-    lookups = [_Lookup(one, tuple(_Absent(one, level) for level in range(len(one.steps)))) for one in wanted]
-    nothing = [lookup.absent[0] for lookup in lookups]
+    nothing = [one.lacking[0] for one in wanted]
+    # Fields at the top are looked up without a call for each.
+    plain = [(one.name, one.lacking[0]) for one in wanted if one.is_plain]
     found: list[Sequence[Any]] = []
     for row, value in enumerate(values):
         try:
             event = parse(value)
-            opened: dict[int, Mapping[str, Any]] = {}
-            found.append([lookup.find(event, opened) for lookup in lookups])
         except ValueError as error:
             found.append(nothing)
             spoiled.append(Spoiled(np.array([row]), Fault.INVALID_JSON, str(error)))
-    fields = zip(*found, strict=True) if found else ((),) * len(lookups)
+            continue
+        if len(plain) == len(wanted):
+            found.append([event.get(name, lacking) for name, lacking in plain])
+        else:
+            opened: dict[int, Mapping[str, Any]] = {}
+            found.append([_find(one, event, opened) for one in wanted])
+    fields = zip(*found, strict=True) if found else ((),) * len(wanted)
     columns = {one.name: _column(field, one.spec) for one, field in zip(wanted, fields, strict=True)}
     return columns, tuple(spoiled)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Absent:
-    """Stands for a field that an event lacks from this level of its path on."""
-
-    wanted: Wanted
-    level: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,33 +62,24 @@ class _Inside:
 _DOUBLED = _Inside("inside an object that has a key twice")
 
 
-@dataclass(frozen=True, slots=True)
-class _Lookup:
-    """Finds one field in parsed events."""
-
-    wanted: Wanted
-    absent: tuple[_Absent, ...]
-
-    def find(self, event: Mapping[str, Any], opened: dict[int, Mapping[str, Any]]) -> Any:
-        """The field's value, or what stands for it; `opened` keeps the event's objects that were looked into."""
-        holder, steps = event, self.wanted.steps
-        if self.wanted.name in event:
-            return event[self.wanted.name]
-        for level, step in enumerate(steps):
-            name = next((name for name in step.names if name in holder), None)
-            if name is None:
-                return self.absent[level]
-            held = holder[name]
-            if level == len(steps) - 1:
-                break
-            if held is None:
-                return None
-            if not isinstance(held, tuple):
-                return _Inside(inside(_HOLDERS[type(held)]))
-            holder = opened[id(held)] = opened.get(id(held)) or dict(held)
-            if len(holder) < len(held):
-                return _DOUBLED
-        return held
+def _find(wanted: Wanted, event: Mapping[str, Any], opened: dict[int, Mapping[str, Any]]) -> Any:
+    """A field's value, or what stands for it; `opened` keeps the event's objects that were looked into."""
+    if wanted.name in event:
+        return event[wanted.name]
+    holder, last = event, len(wanted.steps) - 1
+    for level, step in enumerate(wanted.steps):
+        name = next((name for name in step.names if name in holder), None)
+        if name is None:
+            return wanted.lacking[level]
+        held = holder[name]
+        if level == last or held is None:
+            break
+        if not isinstance(held, tuple):
+            return _Inside(inside(_HOLDERS[type(held)]))
+        holder = opened[id(held)] = opened.get(id(held)) or dict(held)
+        if len(holder) < len(held):
+            return _DOUBLED
+    return held
 
 
 def parse(value: bytes) -> Mapping[str, Any]:
@@ -138,15 +126,15 @@ def _column(values: Sequence[Any], spec: FieldSpec | None = None) -> Column:
     """Values as JSON gave them, by kind; arrays as what `spec` wants."""
     if all(type(value) is float for value in values):
         return _part("float", values, spec)
-    rows: dict[str | _Absent, list[int]] = {}
+    rows: dict[str | Lacking, list[int]] = {}
     for row, value in enumerate(values):
         rows.setdefault(_kind(value), []).append(row)
     parts = [(np.array(where), _part(kind, [values[row] for row in where], spec)) for kind, where in rows.items()]
     return parts[0][1] if len(parts) == 1 else Choice(tuple(parts), len(values))
 
 
-def _kind(value: Any) -> str | _Absent:
-    if isinstance(value, _Absent):
+def _kind(value: Any) -> str | Lacking:
+    if isinstance(value, Lacking):
         return value
     if isinstance(value, _Inside):
         return value.kind
@@ -167,9 +155,9 @@ def _is_unicode(text: str) -> bool:
     return text.isascii() or not any("\ud800" <= character <= "\udfff" for character in text)
 
 
-def _part(kind: str | _Absent, values: Sequence[Any], spec: FieldSpec | None) -> Column:
-    if isinstance(kind, _Absent):
-        return kind.wanted.absent(kind.level, len(values))
+def _part(kind: str | Lacking, values: Sequence[Any], spec: FieldSpec | None) -> Column:
+    if isinstance(kind, Lacking):
+        return kind.column(len(values))
     column: Column = Opaque(kind, len(values))
     match kind:
         case "int":

@@ -50,11 +50,29 @@ class Step:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Lacking:
+    """Stands for a field in an event that lacks it from this level of its path on."""
+
+    default: Column | None
+
+    def column(self, size: int) -> Column:
+        """The field in so many such events."""
+        return Opaque("missing", size) if self.default is None else Constant(self.default, size)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Wanted:
-    """A field to be found in events: what the model takes, and the way there."""
+    """A field to be found in events: what the model takes, and the way there.
+
+    Attributes:
+        steps: The levels of the path.
+        lacking: What stands for the field in events that lack it, by the level.
+        types: The types that the event schema's may name.
+    """
 
     spec: FieldSpec
     steps: tuple[Step, ...]
+    lacking: tuple[Lacking, ...]
     types: Names
 
     @property
@@ -63,8 +81,12 @@ class Wanted:
 
     def absent(self, level: int, size: int) -> Column:
         """What stands for the field in `size` events that lack it from that level on."""
-        default = self.steps[level].default
-        return Opaque("missing", size) if default is None else Constant(default, size)
+        return self.lacking[level].column(size)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is a field at the top, of one name."""
+        return len(self.steps) == 1 and len(self.steps[0].names) == 1
 
 
 def wanted_of(specs: Sequence[FieldSpec], event_schema: Schema | None = None) -> tuple[Wanted, ...]:
@@ -75,7 +97,11 @@ def wanted_of(specs: Sequence[FieldSpec], event_schema: Schema | None = None) ->
     """
     types = {} if event_schema is None else named(event_schema.parsed)
     root = None if event_schema is None else event_schema.parsed
-    return tuple(Wanted(spec, tuple(_steps(spec, root, types)), types) for spec in specs)
+    return tuple(_wanted(spec, tuple(_steps(spec, root, types)), types) for spec in specs)
+
+
+def _wanted(spec: FieldSpec, steps: tuple[Step, ...], types: Names) -> Wanted:
+    return Wanted(spec, steps, tuple(Lacking(step.default) for step in steps), types)
 
 
 def record_in(schema: Any, types: Mapping[str, Any]) -> Any:

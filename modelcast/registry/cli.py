@@ -94,6 +94,8 @@ def show(
     for binding in manifest.signature.inputs:
         fields = ", ".join(binding.fields)
         out.print(f"    {escape(printable(f'{binding.name}: {binding.dtype}{_shape(binding.shape)} ← {fields}'))}")
+    for rule in manifest.signature.nulls:
+        out.print(f"    {escape(printable(f'null in {rule.field} counts as {rule.value!r}'))}")
     out.print("  [dim]outputs[/dim]")
     for output in manifest.signature.outputs:
         out.print(f"    {escape(f'{output.field}: {output.dtype}{_shape(output.shape)}')}")

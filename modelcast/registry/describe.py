@@ -27,6 +27,7 @@ def describe(manifest: Manifest) -> dict[str, Any]:
             {"name": b.name, "dtype": str(b.dtype), "shape": list(b.shape), "fields": list(b.fields)}
             for b in manifest.signature.inputs
         ],
+        "nulls": {rule.field: rule.value for rule in manifest.signature.nulls},
         "outputs": [
             {"name": o.name, "dtype": str(o.dtype), "shape": list(o.shape), "field": o.field}
             for o in manifest.signature.outputs
