@@ -31,7 +31,7 @@ faults: $(STAMP) ## Publishers, scorers and brokers really killed (under 8 minut
 headline: $(STAMP) ## Exactly-once over 100,000 events, clients and brokers killed, versions swapping (some 5 minutes)
 	MODELCAST_HEADLINE_EVENTS=100000 $(PY) -m pytest tests/faults/test_headline.py -s
 
-fuzz: $(STAMP) ## Damaged events and their neighbours, 120,000 batches (some 10 minutes; FUZZ_BATCHES=N)
+fuzz: $(STAMP) ## Damaged events and their neighbours, 120,000 batches (some minutes; FUZZ_BATCHES=N)
 	$(PY) -m tests.fuzz --batches $$(( $(FUZZ_BATCHES) / 2 ))
 	$(PY) -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/fuzz.txt
 	mkdir -p .fuzz
