@@ -183,3 +183,8 @@ def changed(column: Column, change: Callable[[Numbers], Numbers]) -> Column:
             return replace(column, values=changed(column.values, change))
         case _:
             return column
+
+
+def inside(kind: str) -> str:
+    """What is said of a field where its record should be and something of that kind is."""
+    return f"inside {kind}, which has no fields"

@@ -16,8 +16,7 @@ import numpy as np
 
 from modelcast.tensors import FieldSpec
 
-from .columns import Choice, Column, Flags, Items, Numbers, Opaque, Strings
-from .readers import inside
+from .columns import Choice, Column, Flags, Items, Numbers, Opaque, Strings, inside
 from .rules import Fault, Spoiled
 from .wanted import Lacking, Wanted
 

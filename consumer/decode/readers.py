@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from .arrays import Reader
-from .columns import Choice, Column, Flags, Numbers, Opaque, Raw, Symbols, Text, changed
+from .columns import Choice, Column, Flags, Numbers, Opaque, Raw, Symbols, Text, changed, inside
 from .cursor import Cursor, Rows
 from .logical import decimals
 from .walk import Walk
@@ -301,11 +301,6 @@ def _index(cursor: Cursor, count: int) -> Rows:
         cursor.break_rows(bad)
         index[bad] = 0
     return index
-
-
-def inside(kind: str) -> str:
-    """What is said of a field where its record should be and something of that kind is."""
-    return f"inside {kind}, which has no fields"
 
 
 PRIMITIVES: Mapping[str, Reader] = {

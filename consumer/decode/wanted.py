@@ -24,7 +24,7 @@ from modelcast.errors import SourceError
 from modelcast.records import DType
 from modelcast.tensors import FieldSpec
 
-from .columns import Choice, Column, Constant, Flags, Items, Numbers, Opaque, Raw, Strings, Symbols
+from .columns import Choice, Column, Constant, Flags, Items, Numbers, Opaque, Raw, Strings, Symbols, inside
 from .cursor import Buffer
 from .logical import decimal_of, decimal_scale, per_ms
 from .walk import Names, named, type_name
@@ -135,7 +135,7 @@ def _default(field: Mapping[str, Any], path: Sequence[str], spec: FieldSpec, typ
             return None
         record = record_in(schema, types)
         if not isinstance(value, dict) or record is None:
-            break
+            return Opaque("null" if value is None else inside("a default"), 1)
         inner = next((entry for entry in record["fields"] if entry["name"] == name), None)
         if inner is None:
             return None

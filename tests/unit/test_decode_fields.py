@@ -25,7 +25,7 @@ from modelcast.tensors import FieldSpec
 
 from .decode_checks import Schemas, check, damaged, specs_of
 
-SETTINGS = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+SETTINGS = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 FLOAT, LONG, INT, TEXT, FLAG = DType.FLOAT64, DType.INT64, DType.INT32, DType.STRING, DType.BOOL
 
 Case = tuple[Any, st.SearchStrategy[Any]]
@@ -372,6 +372,13 @@ def test_four_generations_of_a_stream_in_one_batch() -> None:
     assert batch.columns["kind"].tolist() == ["A", "OTHER", "text"] * 50
     assert np.isnan(batch.columns["card.limit"]).all()
     assert {event.error for event in batch.poison} == {"NullField"}
+
+
+def test_a_default_without_fields_gives_a_field_none() -> None:
+    reader = event_of({"name": "a", "type": ["double", INNER], "default": 1.5}, {**of_type(["null", "Card"], "b"),
+                      "default": None})  # fmt: skip
+    for path, word in (("a.limit", "WrongType"), ("b.limit", "NullField")):
+        assert decoded([FieldSpec(path, FLOAT)], event_of(of_type("int", "x")), [{"x": 1}], reader)[1] == [word]
 
 
 def test_json_takes_the_aliases_and_defaults_of_the_event_schema_too() -> None:
