@@ -200,6 +200,12 @@ def test_a_worker_that_ends_at_once_again_and_again_ends_all(crew: Crew) -> None
     assert crew.lines[-1]["events"] == 5, "the other one ended in good order"
 
 
+def test_a_slow_start_is_no_steady_life(crew: Crew, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker_restarts, "STEADY_S", 0.05)
+    with pytest.raises(WorkerError, match="5 times in a row"):
+        crew.run("time.sleep(0.1); sys.exit(1)", 1)
+
+
 def test_what_no_second_try_can_mend_ends_all_with_the_error_of_the_worker(crew: Crew) -> None:
     program = """
         if number == 1: fail("TopicNotFoundError", 4)
