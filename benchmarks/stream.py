@@ -4,8 +4,9 @@
 
 All sides run one after the other on the same broker, the same events and the same graph, each in a process of its own,
 in several rounds; a side's figure is the median of its rounds, counted by the broker's clock after a tenth of the
-events. Prints `{"events_per_s": {…}, "ratios": {…}, "versions": {…}, "absent": {…}}`; a peer that can't be run on this
-machine is null, and `absent` says why.
+events. Prints `{"events_per_s": {…}, "ratios": {…}, "processor_us": {…}, "versions": {…}, "absent": {…}}`; a peer that
+can't be run on this machine is null, and `absent` says why. `processor_us` is what a side itself took for an event, its
+start and a JVM's compiler included, the broker not.
 """
 
 from __future__ import annotations
@@ -13,11 +14,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import resource
 import statistics
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
@@ -47,12 +50,21 @@ _BROKER_HEAP_MB = 1024
 _WARM_UP = 0.1
 _BROKERS_CLOCK = {"message.timestamp.type": "LogAppendTime"}
 _PACKAGES = ("confluent-kafka", "onnxruntime", "polars", "fastavro", "numpy")
-# Measured on two cores that the broker shares: two threads for four partitions. A longer commit interval than the
-# 100 ms it has by default exactly once is what Kafka Streams' documentation offers for throughput.
+# As many threads as the broker leaves cores for where it was measured; an event took as much processor time with one,
+# two and four. A longer commit interval than the 100 ms exactly-once begins with is what its documentation says for
+# throughput.
 _STREAMS_SETTINGS = ("num.stream.threads=2", "commit.interval.ms=1000")
 
 # The command of a side, given the topic it writes to.
 Command = Callable[[str], Sequence[str]]
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """What one run of one side came to."""
+
+    events_per_s: float
+    processor_us: float
 
 
 class Stage:
@@ -71,21 +83,23 @@ class Stage:
         self._prepare_peers()
         self._runs = 0
 
-    def measure(self, command: Command) -> float:
-        """Runs one side once, to a topic of its own; its records a second."""
+    def measure(self, command: Command) -> Figures:
+        """Runs one side once, to a topic of its own."""
         self._runs += 1
         target = f"out-{self._runs}"
         self.log.create(TopicSpec(target, self.partitions, 1, {**KEEP_FOR_EVER, **_BROKERS_CLOCK}))
         environment = {**os.environ, "MODELCAST_STATE_DIR": str(self.folder), "MODELCAST_CACHE_DIR": str(self.folder)}
+        before = _processor_s()
         done = subprocess.run(
             command(target), env=environment, capture_output=True, text=True, timeout=_SIDE_TIMEOUT_S, check=False
         )
         if done.returncode != 0:
             raise SystemExit(f"{' '.join(command(target))} failed:\n{done.stderr}")
+        taken_s = _processor_s() - before
         written = throughput(self.log, target, warm_up=_WARM_UP)
         if written.records != self.count:
             raise SystemExit(f"{' '.join(command(target))} wrote {written.records} records for {self.count} events")
-        return written.records_per_s
+        return Figures(written.records_per_s, taken_s * 1e6 / self.count)
 
     def modelcast(self, guarantee: str) -> Command:
         """`modelcast score` with a guarantee, to the end of the events."""
@@ -148,6 +162,12 @@ class Stage:
             self._schema_file.write_text(self.workload.schema.text)
 
 
+def _processor_s() -> float:
+    """What children that have ended took; the broker has not."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
 class Peers:
     """The environments that can be made here, and why the others can't."""
 
@@ -207,12 +227,12 @@ def run(
             say(f"sending {count:,} events")
             stage = Stage(folder, broker, workload, count, partitions)
             sides = {side: one for side, one in sides_of(stage, peers).items() if not wanted or side in wanted}
-            rates: dict[str, list[float]] = {side: [] for side in sides}
+            figures: dict[str, list[Figures]] = {side: [] for side in sides}
             for number in range(1, rounds + 1):
                 for side, command in sides.items():
-                    rates[side].append(stage.measure(command))
-                    say(f"round {number}/{rounds}  {side:<28} {rates[side][-1]:>10,.0f} events/s")
-    per_s: dict[str, int | None] = {side: round(statistics.median(measured)) for side, measured in rates.items()}
+                    figures[side].append(one := stage.measure(command))
+                    say(f"round {number}/{rounds}  {side:<28} {one.events_per_s:>10,.0f} events/s")
+    per_s: dict[str, int | None] = {side: round(_median(runs, "events_per_s")) for side, runs in figures.items()}
     return {
         "workload": workload.name,
         "format": "json" if workload.schema is None else "avro",
@@ -221,9 +241,14 @@ def run(
         "partitions": partitions,
         "events_per_s": per_s | dict.fromkeys(peers.absent, None),
         "ratios": _ratios(per_s),
+        "processor_us": {side: round(_median(runs, "processor_us"), 1) for side, runs in figures.items()},
         "versions": peers.versions,
         "absent": peers.absent,
     }
+
+
+def _median(runs: Sequence[Figures], name: str) -> float:
+    return statistics.median(getattr(one, name) for one in runs)
 
 
 def _ratios(per_s: Mapping[str, int | None]) -> Mapping[str, float]:
