@@ -34,6 +34,9 @@ _PER_MS: Mapping[tuple[str, str], int] = {
 _EXACT = 2**53
 _EXACT_SCALE = 22
 _WORD_BYTES = 8
+# Databases stop here (PostgreSQL: 1,000). Ten to a scale of a billion would take the scorer that met its schema minutes
+# and gigabytes, with the interpreter held.
+MAX_SCALE = 1_000
 
 
 def logical_type(schema: Any) -> str | None:
@@ -48,11 +51,11 @@ def per_ms(schema: Any) -> int | None:
 
 
 def decimal_scale(schema: Any) -> int | None:
-    """The scale of a decimal; None for any other type."""
+    """The scale of a decimal; None for any other type, and for a scale beyond `MAX_SCALE`."""
     if logical_type(schema) != "decimal" or schema["type"] not in ("bytes", "fixed"):
         return None
     precision, scale = schema.get("precision"), schema.get("scale", 0)
-    valid = isinstance(precision, int) and isinstance(scale, int) and 0 <= scale <= precision
+    valid = isinstance(precision, int) and isinstance(scale, int) and 0 <= scale <= min(precision, MAX_SCALE)
     return scale if valid else None
 
 
