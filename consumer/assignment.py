@@ -89,4 +89,6 @@ class Assignment:
     def is_beyond(self, ends: Mapping[int, int]) -> bool:
         """Whether everything before `ends` in the assigned partitions was handed on, or was never there."""
         positions = self._consumer.positions(list(self._first))
-        return all(positions.get(partition, ends[partition]) >= ends[partition] for partition in self._first)
+        # A partition without an end was added since.
+        asked = [partition for partition in self._first if partition in ends]
+        return all(positions.get(partition, ends[partition]) >= ends[partition] for partition in asked)

@@ -119,6 +119,7 @@ class ScoringLoop:
         self._clock = clock
         self._assignment = Assignment(self._consumer)
         self._fences: deque[float] = deque(maxlen=FENCES_MAX)
+        self._fence: FencedError | None = None
         self._stop = threading.Event()
         self._helper = ThreadPoolExecutor(1, thread_name_prefix="modelcast-run")
         self._rewind_at_s: float | None = None
@@ -247,6 +248,9 @@ class ScoringLoop:
     def _consume(self, count: int, timeout_s: float) -> list[Message]:
         """Polls; a failure that may pass costs a new start in the group, unless it does not pass."""
         try:
+            if self._fence is not None:
+                fence, self._fence = self._fence, None
+                raise fence
             messages = list(self._consumer.consume(count, timeout_s))
         except FencedError as error:
             self._fences.append(self._clock())
@@ -380,8 +384,8 @@ class ScoringLoop:
             try:
                 return future.result(RUN_INLINE_S)
             except StillRunning:
-                if future.done():
-                    raise
+                if future.done():  # since, or the timeout is the batch's own
+                    return future.result()
                 self._poll_paused(0.0)
 
     # -- the group
@@ -393,6 +397,7 @@ class ScoringLoop:
         # Not drained in time: the broker refuses what comes under the old generation.
         if not self._committer.drain(REVOKE_DRAIN_S):
             self._committer.discard()
+            self._ask_rewind()  # incremental protocols leave partitions here, whose batches were dropped, too
         self._commit_acknowledged()
         self._assignment.revoked(partitions)
 
@@ -430,6 +435,9 @@ class ScoringLoop:
                     raise
                 # What was acknowledged is scored again: the guarantee allows it.
                 self._hooks.recovering(error)
+                self._ask_rewind()
+            except FencedError as error:  # to be survived as one that a poll meets; here may be inside a callback
+                self._fence = error
                 self._ask_rewind()
 
     def _is_done(self) -> bool:
