@@ -19,7 +19,7 @@ from modelcast.group import Message
 from modelcast.testing.group import CommitFault
 
 from .control_rig import wait_until
-from .scorer_rig import SCORES, TO, FunctionServable, Rig, RunningScorer, score_all
+from .scorer_rig import SCORES, SOON_S, TO, FunctionServable, Rig, RunningScorer, score_all
 
 
 def expected(rig: Rig, count: int, *, partition: int = 0) -> list[tuple[int, int]]:
@@ -116,12 +116,16 @@ def test_events_wait_until_a_version_is_live_and_the_member_stays() -> None:
 def test_a_swap_falls_between_two_batches() -> None:
     rig = Rig()
     rig.send(range(200))
-    first, second = FunctionServable(1), FunctionServable(2)
+    swapped = threading.Event()
+    first = FunctionServable(1, before=lambda: len(first.batches) < 3 or swapped.wait(SOON_S))
+    second = FunctionServable(2)
     with RunningScorer(rig, live=first, end=rig.end(), sizer=BatchSizer(events_max=10)) as scorer:
         wait_until(lambda: len(first.batches) >= 3, "some batches of the first version")
         scorer.slot.swap(second)  # type: ignore[arg-type]
+        swapped.set()
         scorer.join()
     assert sources(rig) == expected(rig, 200)
+    assert second.batches
     versions = [version for _, _, version, _ in rig.predictions()]
     assert versions == sorted(versions)
     assert versions.count(1) == sum(first.batches)

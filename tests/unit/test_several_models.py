@@ -23,7 +23,7 @@ from modelcast.records import DType, InputBinding, OutputSpec, Signature
 from modelcast.testing.group import CommitFault
 
 from .control_rig import wait_until
-from .scorer_rig import SCORES, TO, FunctionServable, Rig, RunningScorer
+from .scorer_rig import SCORES, SOON_S, TO, FunctionServable, Rig, RunningScorer
 
 OTHER = "other-scores"
 
@@ -168,12 +168,14 @@ def test_all_events_wait_while_one_model_has_no_version() -> None:
 def test_a_swap_of_one_model_leaves_the_other_s_version_in_place() -> None:
     rig = Rig(topics=[OTHER])
     rig.send(range(100))
-    first = churn(1)
+    swapped = threading.Event()
+    first = churn(1, before=lambda: len(first.batches) < 3 or swapped.wait(SOON_S))
     with RunningScorer(
         rig, live=FunctionServable(1), others=[(OTHER, first)], end=rig.end(), sizer=BatchSizer(events_max=10)
     ) as scorer:
         wait_until(lambda: len(first.batches) >= 3, "some batches of the first version")
         scorer.slots[1].swap(churn(2))  # type: ignore[arg-type]
+        swapped.set()
         scorer.join()
     assert {datum["version"] for datum in rig.data(SCORES)} == {1}
     versions = [datum["version"] for datum in rig.data(OTHER)]
