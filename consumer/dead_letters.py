@@ -142,20 +142,21 @@ def _fitted(
     key: bytes | None, value: bytes | None, headers: Headers, max_bytes: int
 ) -> tuple[bytes | None, bytes | None, Headers]:
     """Cuts the value, then the key, until the record takes at most `max_bytes`."""
-    if _size(key, value, headers) > max_bytes and value:
+    if record_size(key, value, headers) > max_bytes and value:
         headers += _cut_headers("value", value)
-        value = value[: max(0, max_bytes - _size(key, b"", headers))]
-    if _size(key, value, headers) > max_bytes and key:
+        value = value[: max(0, max_bytes - record_size(key, b"", headers))]
+    if record_size(key, value, headers) > max_bytes and key:
         headers += _cut_headers("key", key)
-        key = key[: max(0, max_bytes - _size(b"", value, headers))]
+        key = key[: max(0, max_bytes - record_size(b"", value, headers))]
     return key, value, headers
 
 
-def _size(key: bytes | None, value: bytes | None, headers: Headers) -> int:
+def record_size(key: bytes | None, value: bytes | None, headers: Iterable[tuple[str, bytes | None]]) -> int:
+    """Bytes that one record takes of what its topic allows, rounded up."""
     return _OVERHEAD_BYTES + len(key or b"") + len(value or b"") + _headers_size(headers)
 
 
-def _headers_size(headers: Headers) -> int:
+def _headers_size(headers: Iterable[tuple[str, bytes | None]]) -> int:
     return sum(len(name.encode()) + len(content or b"") + _HEADER_OVERHEAD_BYTES for name, content in headers)
 
 

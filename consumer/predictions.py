@@ -58,6 +58,12 @@ class PredictionEncoder:
         self.schema = Schema.parse(_definition(manifest.model, self._outputs))
         self._prefix = b"".join((self.schema.frame, _string(manifest.model), _varint(manifest.version), _string(topic)))
 
+    def longest_bytes(self, records: Sequence[bytes]) -> int:
+        """No one of these records of its own has more bytes; they differ by the strings in them only."""
+        if any(spec.dtype is DType.STRING for spec in self._outputs):
+            return max(map(len, records), default=0)
+        return len(records[0]) if records else 0
+
     def encode(
         self,
         outputs: Mapping[str, Array],

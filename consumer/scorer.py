@@ -54,7 +54,7 @@ from .policy import Preserve
 from .reports import Report, ScorerStats, Started, Stopped, Waiting, Warned
 from .sampling import EventFieldsSource
 from .scoring import Scoring
-from .setup import plan_topics
+from .setup import plan_topics, record_limits
 from .targets import Predictions, Targets
 
 # The broker's least by default. A killed scorer's partitions go to the others after it, unless it is back before.
@@ -210,6 +210,7 @@ class Scorer:
         self._loop: ScoringLoop | None = None
         self._observer: Observer | None = None
         self._letter_bytes = MAX_RECORD_BYTES
+        self._limits: Mapping[str, int] = {}
 
     @property
     def stats(self) -> ScorerStats:
@@ -245,6 +246,7 @@ class Scorer:
             if self._stop.is_set():
                 return self.stats
             plan.make(log)
+            self._limits = record_limits(log, self._to.predictions)
             self._letter_bytes = min(plan.letter_bytes, self._buffers.letter_bytes(self._connection.settings))
             end = None
             if self._until_end:
@@ -346,6 +348,7 @@ class Scorer:
             routing=self._targets.routing,
             carrier=self._carrier,
             formats=self._formats,
+            limits=self._limits,
         )
 
     def _open_registry(self, stack: ExitStack) -> SchemaRegistry | None:

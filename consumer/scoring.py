@@ -30,14 +30,14 @@ from modelcast.runtime import Array
 from modelcast.tensors import FieldSpec
 
 from .batches import EVENTS_MAX, EventBatch, Int64s, records_by_partition
-from .carrying import Carrier
-from .dead_letters import DeadLetter, DeadLetterBuilder
+from .carrying import Carrier, Headers
+from .dead_letters import MAX_RECORD_BYTES, DeadLetter, DeadLetterBuilder
 from .decode.batch import BatchDecoder, DecodedBatch, PoisonEvent, SchemaSource
 from .decode.cursor import Mask
 from .decode.formats import Formats
 from .decode.result import Result
 from .decode.rules import Fault
-from .parts import Part, in_order, together, told_once
+from .parts import Envelope, Part, in_order, together, told_once
 from .predictions import PredictionEncoder
 from .routing import Routing, routed
 from .servable import Servable
@@ -134,6 +134,7 @@ class Scoring:
         routing: Which model an event is for; None where all score every event.
         carrier: Which headers go along to predictions.
         formats: What the events are.
+        limits: How large a record may be, by topic of predictions; `MAX_RECORD_BYTES` where it is not said.
     """
 
     def __init__(
@@ -147,8 +148,10 @@ class Scoring:
         routing: Routing | None = None,
         carrier: Carrier | None = None,
         formats: Formats | None = None,
+        limits: Mapping[str, int] | None = None,
     ) -> None:
         self._topic = topic
+        self._limits = limits or {}
         self._targets = tuple(targets)
         self._schemas = schemas
         self._register = register
@@ -191,10 +194,13 @@ class Scoring:
             masks, unrouted = routed(results[plan.places[-1]], self._routing, len(batch), len(servables))
             lost += unrouted
         parts = []
+        envelope = Envelope.of(batch.keys, self._carrier.of(batch))
         for index, (servable, version) in enumerate(zip(servables, plan.versions, strict=True)):
             events = results[plan.places[index]].part(version.specs, among=masks[index])
             try:
-                parts.append(self._score_one(servable, version, events, batch))
+                part = self._score_one(servable, version, events, batch)
+                target = self._targets[index]
+                parts.append(envelope.fitting(part, target, self._limits.get(target, MAX_RECORD_BYTES)))
             except ModelFaultError as error:
                 if index not in excused:
                     error.model = index
@@ -207,7 +213,7 @@ class Scoring:
         poison = told_once(lost, everybody, [(part.poison, id_) for part, id_ in zip(parts, ids, strict=True)])
         letters = [letter for event, models in poison for letter in self._letters.build(batch, [event], models)]
         counts = tuple((part.rows.size, len(part.poison) + (len(lost) if everybody else 0)) for part in parts)
-        return Scored(self._records(parts, batch), letters, counts)
+        return Scored(self._records(parts, batch, envelope.headers), letters, counts)
 
     def _score_one(self, servable: Servable, version: _Version, events: DecodedBatch, batch: EventBatch) -> Part:
         """Runs one model on the events that are good for it."""
@@ -226,10 +232,11 @@ class Scoring:
             )
         except LoadError as error:  # outputs of another shape than the signature's: no event asked for that
             raise ModelFaultError(error.message) from error
-        return Part(rows, values, poison)
+        return Part(rows, values, poison, version.encoder.longest_bytes(values))
 
-    def _records(self, parts: Sequence[Part], batch: EventBatch) -> Mapping[tuple[str, int], list[dict[str, Any]]]:
-        carried = self._carrier.of(batch)
+    def _records(
+        self, parts: Sequence[Part], batch: EventBatch, carried: Sequence[Headers] | None
+    ) -> Mapping[tuple[str, int], list[dict[str, Any]]]:
         records: dict[tuple[str, int], list[dict[str, Any]]] = {}
         for topic in dict.fromkeys(self._targets):
             own = [part for part, target in zip(parts, self._targets, strict=True) if target == topic]

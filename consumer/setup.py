@@ -12,7 +12,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from modelcast.errors import TopicConfigError, TopicNotFoundError
@@ -72,6 +72,11 @@ def plan_topics(log: Log, destination: Destination) -> TopicPlan:
         letters = dict(log.describe(destination.dead_letters).configs)
     told = tuple(warning for warning in warnings if warning is not None)
     return TopicPlan(partitions, missing, told, record_limit_bytes(letters))
+
+
+def record_limits(log: Log, topics: Iterable[str]) -> Mapping[str, int]:
+    """How large a record may be on each of these topics, which are there. Raises BrokerError."""
+    return {topic: record_limit_bytes(log.describe(topic).configs) for topic in topics}
 
 
 def _check_output(log: Log, name: str, events: str, partitions: int) -> str | None:

@@ -227,6 +227,31 @@ def test_f43_an_event_that_no_letter_holds_is_cut_and_a_time_the_broker_refuses_
     assert sent[b"{}"] < far_ms
 
 
+def test_f43_an_event_whose_prediction_no_record_holds_is_a_dead_letter_and_holds_nothing_up(
+    world: World, fresh_topic: Callable[..., str]
+) -> None:
+    events = world.make(fresh_topic("events"), max_message_bytes="20000000")
+    world.make(f"{events}-scores")  # takes 1,048,588 bytes
+    fits, beyond = b"f" * 1_000_000, b"b" * 1_048_500
+    batch: list[Event] = [
+        (b"a", good(1)),
+        (b"k", good(2)),
+        (fits, good(3)),
+        (beyond, good(4)),
+        (b"c" * 2_000_000, good(5)),
+    ]
+    world.send(events, batch, [int(time.time() * 1000)] * len(batch))
+    stats = world.score(events)
+    assert (stats.predictions, stats.dead_letters, stats.recoveries) == (3, 2, 0)
+    assert sorted(world.predictions(events)) == [(0, 0), (0, 1), (1, 0)]
+    letters = world.letters(events)
+    assert {source: headers["__streams.errors.exception"] for source, (_, headers) in letters.items()} == {
+        (1, 1): b"PredictionTooLarge",
+        (0, 2): b"PredictionTooLarge",
+    }
+    assert letters[0, 2][0].key() == b"c" * 2_000_000
+
+
 def test_dead_letters_hold_whole_events_where_the_scorer_made_their_topic(
     world: World, fresh_topic: Callable[..., str]
 ) -> None:
