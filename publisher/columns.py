@@ -74,8 +74,10 @@ def filled(name: str, values: Any, text: str) -> Any:
             return series if text == "nan" else _whole(series).fill_null(null_value(text, DType.INT64))
         if dtype.is_float() or dtype.is_decimal():
             value = float(null_value(text, DType.FLOAT64))
-            reals = series.cast(pl.Float32 if dtype == pl.Float32 else pl.Float64).fill_null(value).fill_nan(value)
-            return _unwidened(reals) if value.is_integer() else reals
+            held = series.cast(pl.Float32 if dtype == pl.Float32 else pl.Float64)
+            reals = held.fill_null(value).fill_nan(value)
+            had_gaps = held.has_nulls() or bool(held.is_nan().any())
+            return _unwidened(reals) if had_gaps and value.is_integer() and _widens(values) else reals
         if dtype == pl.Boolean:
             return series.fill_null(null_value(text, DType.BOOL))
         if dtype == pl.Null:
@@ -83,13 +85,25 @@ def filled(name: str, values: Any, text: str) -> Any:
         return series.cast(pl.String).fill_null(text)
     except (ValueError, pl.exceptions.PolarsError) as error:
         raise UsageError(
-            f"null can't count as {text!r} in field {name!r}: the examples hold {dtype}",
+            f"null can't count as {text!r} in field {name!r}: the examples hold {_kind(dtype)}",
             hint="Give a value of the field's type: a number, a text, true or false.",
         ) from error
 
 
+def _kind(dtype: pl.DataType) -> str:
+    """What values of a column are, in words for people."""
+    if dtype.is_numeric():
+        return "numbers"
+    return "times" if dtype.is_temporal() else "true and false" if dtype == pl.Boolean else f"{dtype}"
+
+
+def _widens(values: Any) -> bool:
+    """Whether a gap makes floats of integers here, as in plain arrays; elsewhere floats are floats."""
+    return not isinstance(values, pl.Series) and isinstance(values.dtype, np.dtype) and values.dtype.kind == "f"
+
+
 def _unwidened(reals: pl.Series) -> pl.Series:
-    """A gap makes floats of integers in pandas: filled, they are what they were."""
+    """Integers again of floats that a gap made of them; floats that were not whole stay."""
     whole = ((reals == reals.floor()) & (reals.abs() <= _EXACT)).all()
     return reals.cast(pl.Int64) if whole else reals
 

@@ -101,9 +101,23 @@ def test_a_rule_that_can_not_hold_is_refused(nulls: dict[str, str], said: str) -
 
 
 def test_examples_that_can_not_hold_it_are_refused() -> None:
-    with pytest.raises(UsageError, match="Boolean"):
+    with pytest.raises(UsageError, match="true and false"):
         read({"flag": [True, None]}).filled({"flag": "maybe"})
     assert read({"flag": [True, None]}).filled({"flag": "false"}).column("flag").tolist() == [True, False]
+
+
+def test_whole_floats_stay_floats_as_those_of_events_will_be_though_nulls_count_as_a_whole_number() -> None:
+    """Else a converted model takes integers, and is refused by the very events that its examples came from."""
+    for form, source in {
+        "a frame without gaps": pl.DataFrame({"limit": [100.0, 200.0]}),
+        "a frame with some": pl.DataFrame({"limit": [100.0, None]}),
+        "dicts": [{"limit": 100.0}, {"limit": None}],
+        "pandas without gaps": pd.DataFrame({"limit": [100.0, 200.0]}),
+        "objects": {"limit": np.array([100.0, None], object)},
+    }.items():
+        assert read(source).filled({"limit": "0"}).column("limit").dtype.kind == "f", form
+    for widened in (pd.DataFrame({"limit": [100, None]}), {"limit": np.array([100.0, math.nan])}):
+        assert read(widened).filled({"limit": "0"}).column("limit").dtype.kind == "i"
 
 
 def test_values_are_kept_as_text() -> None:
