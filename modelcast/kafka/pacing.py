@@ -2,7 +2,7 @@
 
 A commit is answered before its markers are written. A transaction that begins in between is told to try again, and for
 its first request the client does so after 20 ms, whatever its settings say (`rd_kafka_txn_handle_AddPartitionsToTxn`).
-Two milliseconds of rest spare that on a broker of one's own; replicated ones take longer, so the rest is learned: it
+A millisecond of rest spares that on a broker of one's own; replicated ones take longer, so the rest is learned: it
 grows with each transaction that took as long as such a retry more than its like, and shrinks slowly with the others.
 """
 
@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from typing import Final
 
-FIRST_REST_S: Final = 0.002
-MIN_REST_S: Final = 0.001
+FIRST_REST_S: Final = 0.001
+MIN_REST_S: Final = 0.0005
 # Half of what it is to spare.
 MAX_REST_S: Final = 0.01
 # Those of more records differ by the time their bytes take.
