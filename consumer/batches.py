@@ -70,20 +70,14 @@ class EventBatch:
         """One event's headers, in their order; none of an event whose headers have names that are no text."""
         if not self.messages:
             return ()
-        try:
-            return tuple(self.messages[row].headers() or ())
-        except (UnicodeDecodeError, SystemError):  # what the client makes of such names
-            return ()
+        (headers,) = _headers([self.messages[row]])
+        return tuple(headers or ())
 
     def headers(self) -> list[Sequence[tuple[str, bytes | None]] | None]:
         """Every event's headers; costs a call of the client an event."""
         if not self.messages:
             return [None] * len(self)
-        kind: Any = type(self.messages[0])
-        try:
-            return list(map(kind.headers, self.messages))
-        except (UnicodeDecodeError, SystemError):
-            return [self.headers_of(row) for row in range(len(self))]
+        return _headers(self.messages)
 
     def next_offsets(self) -> dict[int, int]:
         """One past the last event, by partition."""
@@ -103,6 +97,25 @@ class EventBatch:
             int(partition): int(pick(self.offsets[self.partitions == partition])) + add
             for partition in np.unique(self.partitions)
         }
+
+
+def _headers(messages: Sequence[Message]) -> list[Sequence[tuple[str, bytes | None]] | None]:
+    """Each message's headers; none of one whose headers have names that are no text.
+
+    Of those the client returns a list with an exception, and at the next look the list alone. Whoever goes through it
+    ends the process: it has places without an object. So it is taken away at the first look; and that is one by `map`,
+    which finds the exception, as the loop of a hot function does not.
+    """
+    kind: Any = type(messages[0])
+    asked = map(kind.headers, messages)
+    found: list[Sequence[tuple[str, bytes | None]] | None] = []
+    while len(found) < len(messages):
+        try:
+            found.extend(asked)  # up to the exception
+        except (UnicodeDecodeError, SystemError):
+            messages[len(found)].set_headers([])
+            found.append(None)
+    return found
 
 
 def records_by_partition(

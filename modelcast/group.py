@@ -36,6 +36,9 @@ class Message(Protocol):
     def headers(self) -> Sequence[tuple[str, bytes | None]] | None:
         """In their order; None where there are none. Costs what it makes: asked of few events only."""
 
+    def set_headers(self, headers: list[Any], /) -> None:
+        """What `headers` returns from now on."""
+
 
 class GroupConsumer(Protocol):
     """A member of a consumer group on one topic; single-threaded except where said."""

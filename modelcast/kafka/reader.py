@@ -113,8 +113,20 @@ def _record(message: Message) -> LogRecord:
     topic = message.topic()
     if topic is None or partition is None or offset is None:
         raise BrokerError(f"the client library returned a record without a place: {message!r}")
-    headers = cast("list[tuple[str, bytes | None]]", message.headers() or [])
-    return LogRecord(topic, partition, offset, message.timestamp()[1], message.key(), message.value(), tuple(headers))
+    return LogRecord(
+        topic, partition, offset, message.timestamp()[1], message.key(), message.value(), _headers(message)
+    )
+
+
+def _headers(message: Message) -> tuple[tuple[str, bytes | None], ...]:
+    """None where one has a name that is no text: anyone who may write a record may write that."""
+    try:
+        # The client returns an exception along with a result. A call by `map` finds it; the loop of a hot function does
+        # not, and whatever is called next fails. (A second look would end the process: `consumer.batches`.)
+        (headers,) = map(Message.headers, (message,))
+    except (UnicodeDecodeError, SystemError):
+        return ()
+    return tuple(cast("list[tuple[str, bytes | None]]", headers or ()))
 
 
 def _offset(offset: int) -> int:

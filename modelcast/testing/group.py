@@ -58,6 +58,9 @@ class MemoryMessage:
     def headers(self) -> Sequence[tuple[str, bytes | None]] | None:
         return list(self.record.headers) or None
 
+    def set_headers(self, headers: list[Any], /) -> None:
+        """Nothing: these can always be read."""
+
 
 @dataclass(slots=True, eq=False)
 class _Group:

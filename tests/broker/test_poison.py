@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import confluent_kafka
 import pytest
 from confluent_kafka import Message, Producer
 
@@ -66,7 +68,7 @@ class World:
             producer.produce(topic, key=key, value=value, partition=number % PARTITIONS, timestamp=at, headers=headers)
         assert producer.flush(30) == 0
 
-    def score(self, topic: str) -> Any:
+    def score(self, topic: str, **options: Any) -> Any:
         scorer = Scorer(
             "fraud",
             topic,
@@ -75,6 +77,7 @@ class World:
             connection=self.connection,
             cache_dir=self.folder / "cache",
             state_dir=self.folder / "state",
+            **options,
         )
         return scorer.run()
 
@@ -250,6 +253,40 @@ def test_f43_an_event_whose_prediction_no_record_holds_is_a_dead_letter_and_hold
         (0, 2): b"PredictionTooLarge",
     }
     assert letters[0, 2][0].key() == b"c" * 2_000_000
+
+
+def test_f33_headers_whose_names_are_no_text_end_no_scorer(world: World, fresh_topic: Callable[..., str]) -> None:
+    events = world.make(fresh_topic("events"))
+    for value in (good(3), b"bad", b"bad", good(6)):
+        send_with_header(world.servers, events, value, b"\xff\xfe")
+    stats = world.score(events, carry_headers=["traceparent"])
+    assert (stats.predictions, stats.dead_letters) == (2, 2)
+    shown = world.shell.json("dlq", "show", f"{events}-scores.dead-letters")
+    assert [letter["error"] for letter in shown["listed"]] == ["InvalidJson"] * 2
+
+
+def send_with_header(servers: str, topic: str, value: bytes, name: bytes) -> None:
+    """As other clients may: this one's own takes only names that are text."""
+    (path,) = Path(f"{Path(confluent_kafka.__file__).parent}.libs").glob("librdkafka-*")
+    library = ctypes.CDLL(str(path))
+    library.rd_kafka_conf_new.restype = library.rd_kafka_new.restype = ctypes.c_void_p
+    properties, told = ctypes.c_void_p(library.rd_kafka_conf_new()), ctypes.create_string_buffer(512)
+    assert library.rd_kafka_conf_set(properties, b"bootstrap.servers", servers.encode(), told, len(told)) == 0
+    producer = ctypes.c_void_p(library.rd_kafka_new(0, properties, told, ctypes.c_size_t(len(told))))
+    sized = ctypes.c_size_t(len(value))
+    to_topic, with_value, with_flags, with_header, end, copied = (
+        1,
+        4,
+        7,
+        9,
+        0,
+        2,
+    )  # rd_kafka_vtype_t, RD_KAFKA_MSG_F_COPY
+    given = (to_topic, topic.encode(), with_value, value, sized, with_flags, copied)
+    header = (with_header, name, b"1", ctypes.c_ssize_t(1))
+    assert library.rd_kafka_producev(producer, *given, *header, end) == 0
+    assert library.rd_kafka_flush(producer, 30_000) == 0
+    library.rd_kafka_destroy(producer)
 
 
 def test_dead_letters_hold_whole_events_where_the_scorer_made_their_topic(
