@@ -142,7 +142,7 @@ def _getter(path: Sequence[Field]) -> Callable[[Any], Any]:
 
     def get(message: Any) -> Any:
         for name, nullable in steps:
-            if nullable and not message.HasField(name):
+            if nullable and not type(message).HasField(message, name):  # a field may have the method's name
                 return None
             message = getattr(message, name)
         return message

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from google.protobuf import descriptor_pb2
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -165,6 +166,17 @@ def test_a_cut_message_and_one_of_another_type_are_poison() -> None:
     batch = decode([good, good[:-1], FRAME + b"\x02\x10", FRAME, good], FieldSpec("amount", DType.FLOAT64))
     assert faults(batch) == [(1, "InvalidProtobuf"), (2, "InvalidProtobuf"), (3, "InvalidProtobuf")]
     assert batch.rows.tolist() == [0, 4]
+
+
+def test_f33_a_field_named_as_a_method_of_messages_is_a_field() -> None:
+    file = descriptor_pb2.FileDescriptorProto(name="hostile", syntax="proto2")
+    kind = file.message_type.add(name="M")
+    for number, name in enumerate(("amount", "HasField", "FromString", "DESCRIPTOR"), 1):
+        kind.field.add(name=name, number=number, type=1, label=1)  # optional doubles
+    amount = b"\x09" + struct.pack("<d", 2.5)
+    batch = decode([FRAME + b"\x00" + amount, FRAME + b"\x00"], FieldSpec("amount", DType.FLOAT64), file=file)
+    assert batch.columns["amount"].tolist() == [2.5]
+    assert faults(batch) == [(1, "NullField")]
 
 
 def test_the_indexes_say_which_message_it_is() -> None:
