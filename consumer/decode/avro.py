@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from modelcast.avro import Schema
+from modelcast.errors import SourceError
 from modelcast.records import DType
 from modelcast.tensors import FieldSpec
 
@@ -51,6 +52,10 @@ from .readers import (
 )
 from .walk import Names, named, type_name, walker
 from .wanted import Wanted, wanted_of
+
+# A record is read where it is referred to, each time anew: two dozen that hold the next one twice take minutes and
+# gigabytes. A record of ten thousand nullable numbers has some 40,000 types; so many as these take about a second.
+MAX_TYPES = 100_000
 
 # Types read as part of a window: numpy's code and the width.
 _REALS = {"float": ("<f4", 4), "double": ("<f8", 8)}
@@ -124,6 +129,7 @@ class _Compiler:
     def __init__(self) -> None:
         self._names: Names = {}
         self._open: set[str] = set()  # records being compiled: a reference to one is recursion
+        self._visited = 0
 
     def record(self, schema: Any, targets: Sequence[_Target]) -> RecordReader:
         """For the root, or a branch of a union: all of a record."""
@@ -242,6 +248,9 @@ class _Compiler:
                 return PRIMITIVES.get(kind) or Walked(f"of type {kind}", walker(schema, self._names))
 
     def _resolved(self, schema: Any) -> Any:
+        self._visited += 1
+        if self._visited > MAX_TYPES:
+            raise SourceError(f"it holds more than {MAX_TYPES:,} types, records within records counted each time")
         self._names.update(named(schema))
         return self._names.get(schema, schema) if isinstance(schema, str) else schema
 

@@ -13,6 +13,7 @@ from typing import cast
 
 import numpy as np
 
+from modelcast.errors import SourceError
 from modelcast.events.frames import Headers
 from modelcast.events.writers import (
     AvroWriter,
@@ -68,7 +69,7 @@ class BatchDecoder:
         self._specs = tuple(specs)
         self._schemas = schemas
         self._formats = Formats() if formats is None else formats
-        self._plans: dict[bytes, _Plan] = {}
+        self._plans: dict[bytes, _Plan | UnusableWriter] = {}
         given = self._formats.event_schema
         self._wanted = wanted_of(self._specs, given)
         self._unframed = None if given is None else AvroPlan.to(given, self._wanted)
@@ -144,6 +145,9 @@ class BatchDecoder:
         writer = self._schemas.find(frame)
         try:
             plan = self._plan_for(writer)
+        except SourceError as error:  # for good, and perhaps after a while
+            refused = self._plans[frame] = UnusableWriter(f"its schema can't be read by: {error.message}")
+            return refused
         except Exception as error:  # no schema that somebody wrote ends a scorer: not for its depth, nor for its types
             return UnusableWriter(f"its schema can't be read by: {type(error).__name__}: {error}")
         if isinstance(plan, UnusableWriter) or plan is None:  # not kept: either may be mended
