@@ -8,6 +8,7 @@
   the others unsent, so beside the offset before which all was sent there is one for each word.
 - The end is the end the topic has at the start: letters of events that fail again come after it.
 - A letter whose event was cut can't be sent back, nor one that does not say where from: they are passed over, and told.
+  Where none says it, the topic is taken for the wrong one, and nothing is passed over: `--to` can still send them.
 """
 
 from __future__ import annotations
@@ -53,6 +54,8 @@ NOTE_MAX_BYTES = 4_096
 KEPT_MS = 3_600_000
 # A word is shown, compared and noted; what is longer is cut.
 _WORD_CHARS = 200
+# The word of a letter that has none.
+NO_WORD = "?"
 # Letters passed over that are named one by one; the others are counted.
 _NAMED_MAX = 20
 _INT64_DIGITS = 19
@@ -116,7 +119,7 @@ class StoredLetter:
     @property
     def word(self) -> str:
         """What is counted and asked for: the error's class."""
-        return self.error.partition(":")[0].strip()[:_WORD_CHARS] or "?"
+        return self.error.partition(":")[0].strip()[:_WORD_CHARS] or NO_WORD
 
     @property
     def place(self) -> str:
@@ -232,6 +235,7 @@ class Replayed:
         passed_over: Letters that can't be sent back.
         named: Place and reason of the first of them.
         new: Nothing was known of earlier replays of this topic.
+        others: Of one word: letters of the first other words, which are not sent back.
     """
 
     sent: dict[str, int] = field(default_factory=dict)
@@ -240,6 +244,7 @@ class Replayed:
     passed_over: int = 0
     named: list[tuple[str, str]] = field(default_factory=list)
     new: bool = False
+    others: dict[str, int] = field(default_factory=dict)
 
     def add(self, batch: Replayed) -> None:
         """Counts what has become visible."""
@@ -328,8 +333,11 @@ class Replay:
         starts = {number: mark.start(self._word) for number, mark in sent.items()}
         for record in scan(self._log, self._topic, starts, ends, timeout_s=READ_TIMEOUT_S):
             letter = StoredLetter.of(record)
+            left = not sent[record.partition].has(letter)
             meant = self._word is None or letter.word == self._word
-            batch.take(letter, meant=meant and not sent[record.partition].has(letter))
+            if left and not meant:
+                self._count_other(letter.word)
+            batch.take(letter, meant=meant and left)
             if batch.is_full:
                 yield batch
                 batch = _Batch()
@@ -338,12 +346,18 @@ class Replay:
         if batch.ends:
             yield batch
 
+    def _count_other(self, word: str) -> None:
+        others = self.replayed.others
+        if word in others or len(others) < _NAMED_MAX:
+            others[word] = others.get(word, 0) + 1
+
     def _count(self, batches: Iterator[_Batch]) -> None:
         for batch in batches:
             self.replayed.add(self._send(None, batch))
 
     def _send(self, producer: TransactionalBatchProducer | None, batch: _Batch) -> Replayed:
         """Sends a batch within a transaction of its own that stays open; without a producer only counts."""
+        self._refuse_what_are_no_letters(batch)
         told = Replayed()
         if producer is not None:
             producer.begin()
@@ -375,6 +389,16 @@ class Replay:
             told.again += letter.replays > 0
             told.most_replays = max(told.most_replays, letter.replays)
         return told
+
+    def _refuse_what_are_no_letters(self, batch: _Batch) -> None:
+        begun = self.replayed.sent or self.replayed.passed_over
+        if begun or self._to is not None or any(letter.source is not None for letter in batch.letters):
+            return
+        if batch.letters:
+            raise UsageError(
+                f"nothing on topic {self._topic!r} says where an event came from, as dead letters do",
+                hint="Name a scorer's dead letters, PREDICTIONS.dead-letters; or say where these are to go: --to TOPIC",
+            )
 
     def _time(self, letter: StoredLetter, target: TopicDescription) -> int | None:
         event_ms = None if letter.source is None else letter.source.timestamp_ms

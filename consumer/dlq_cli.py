@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
+from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Annotated, Any
@@ -11,12 +12,12 @@ import typer
 from rich.markup import escape
 
 from modelcast.cli.options import CommandContext, connected
-from modelcast.cli.output import to_json
+from modelcast.cli.output import printable, to_json
 from modelcast.errors import UsageError
 from modelcast.events.schemas import SchemaTopic
 from modelcast.events.tail import ValueDecoder
 
-from .dlq import Replay, Replayed, StoredLetter, Stretch, letters
+from .dlq import NO_WORD, Replay, Replayed, StoredLetter, Stretch, letters
 from .letter_text import format_of, moment, preview
 
 app = typer.Typer(
@@ -62,13 +63,23 @@ def show(
     with connection.open_log() as log, closing(SchemaTopic(log, connection.topics)) as schemas:
         for letter in letters(log, topic, Stretch(error, partition, first, end)):
             survey.add(letter)
+        others: Counter[str] = Counter()
+        if error is not None and not survey.count:
+            others.update(letter.word for letter in letters(log, topic, Stretch(None, partition, first, end)))
         decoder = ValueDecoder(schemas)
         listed = [_as_dict(letter, decoder, values=values) for letter in survey.newest()]
     if context.output.json:
         errors = [entry.describe() for entry in survey.ordered()]
         context.output.line({"topic": topic, "letters": survey.count, "errors": errors, "listed": listed})
         return
-    _print(context, topic, survey, listed, values=values)
+    if not survey.count:
+        of = "" if error is None else f" of [bold]{escape(printable(error))}[/bold]"
+        where = "" if partition is None and first is None and end is None else ", or none that were asked for"
+        context.output.say(f"no dead letters{of} on [bold]{escape(topic)}[/bold]{where}{_there_are(others)}")
+        return
+    _print(context, survey, listed, values=values)
+    if not any(letter.source for letter in survey.newest()) and set(survey.kinds) == {NO_WORD}:
+        context.output.warn(f"nothing on {topic} says what was wrong with it: are these dead letters?")
 
 
 @app.command()
@@ -93,7 +104,7 @@ def replay(
             done = task.run(dry=dry_run)
         except KeyboardInterrupt:
             sent = sum(task.replayed.sent.values())
-            context.output.say(f"interrupted: {sent:,} events were sent back; the same command sends the others")
+            context.output.say(f"interrupted: {_counted(sent, 'event')} sent back; the same command sends the others")
             raise
     _tell(context, topic, done, dry=dry_run)
 
@@ -178,11 +189,8 @@ def _as_dict(letter: StoredLetter, decoder: ValueDecoder, *, values: bool) -> di
     return described
 
 
-def _print(context: CommandContext, topic: str, survey: _Survey, listed: list[dict[str, Any]], *, values: bool) -> None:
+def _print(context: CommandContext, survey: _Survey, listed: list[dict[str, Any]], *, values: bool) -> None:
     output = context.output
-    if not survey.count:
-        output.say(f"no dead letters on [bold]{escape(topic)}[/bold], or none that were asked for")
-        return
     output.table(
         ("ERROR", "LETTERS", "FIRST", "LAST", "MODELS"),
         (
@@ -212,7 +220,7 @@ def _print(context: CommandContext, topic: str, survey: _Survey, listed: list[di
             )
             for entry in listed
         ),
-        title=f"\n{len(listed)} of {survey.count:,} letters",
+        title=f"\n{len(listed)} of {_counted(survey.count, 'letter')}",
     )
 
 
@@ -223,6 +231,16 @@ def _event(source: dict[str, Any] | None) -> str:
 def _marks(entry: dict[str, Any]) -> str:
     cut = f" [cut: {', '.join(entry['cut'])}]" if entry["cut"] else ""
     return cut + (f" [sent back {_times(entry['replays'])} before]" if entry["replays"] else "")
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
+def _there_are(others: Mapping[str, int]) -> str:
+    """What there is in the place of what was asked for (rich markup)."""
+    listed = ", ".join(f"{escape(printable(word))} ({count:,})" for word, count in sorted(others.items()))
+    return f"; there are letters of {listed}" if listed else ""
 
 
 def _times(count: int) -> str:
@@ -255,5 +273,7 @@ def _tell(context: CommandContext, topic: str, done: Replayed, *, dry: bool) -> 
             "again": done.again,
             "dry_run": dry,
         },
-        f"{sent:,} events {verb} back to {where}" if sent else "Nothing is left to be sent back",
+        f"{_counted(sent, 'event')} {verb} back to {where}"
+        if sent
+        else f"Nothing is left to be sent back{_there_are(done.others)}",
     )

@@ -324,6 +324,9 @@ def test_letters_are_shown_sent_back_scored_and_told_when_they_come_again(
     text = world.shell.says("dlq", "show", topic, "--error", "InvalidJson")
     assert "InvalidJson" in text
     assert "MissingField" not in text
+    for command in ("show", "replay"):
+        misspelt = world.shell.says("dlq", command, topic, "--error", "Invalidjson")
+        assert "there are letters of InvalidJson (" in misspelt
 
     assert "2 events would be sent back" in world.shell.says(
         "dlq", "replay", topic, "--error", "MissingField", "--dry-run"
@@ -354,5 +357,9 @@ def test_what_can_not_be_shown_or_sent_says_so(world: World, fresh_topic: Callab
     assert nowhere in world.shell.fails("dlq", "replay", nowhere, status=4)
     empty = world.make(fresh_topic("letters"))
     assert "no dead letters" in world.shell.says("dlq", "show", empty)
+    plain = world.make(fresh_topic("plain"))
+    world.send(plain, [(b"k", b"{}")], [int(time.time() * 1000)])
+    assert "are these dead letters?" in world.shell.says("dlq", "show", plain)
+    assert "as dead letters do" in world.shell.fails("dlq", "replay", plain, status=2)
     assert "Nothing is left" in world.shell.says("dlq", "replay", empty)
     assert "one past the last" in world.shell.fails("dlq", "show", empty, "--from", "5", "--to", "5", status=2)

@@ -184,6 +184,22 @@ class TestReplay:
         assert rig.replay().named == [("0:0", "it does not say where its event came from (--to names a topic)")]
         assert rig.values() == [b"2"]
 
+    @pytest.mark.parametrize("dry", [True, False])
+    def test_where_no_letter_says_where_from_nothing_is_passed_over(self, rig: Rig, dry: bool) -> None:
+        rig.put(topic=None, value=b"1")
+        with pytest.raises(UsageError, match="nothing on topic 'scores.dead-letters' says") as refused:
+            rig.replay(dry=dry)
+        assert "--to TOPIC" in (refused.value.hint or "")
+        rig.log.create(TopicSpec("mended", 2))
+        assert rig.replay(to="mended").sent == {"mended": 1}, "what the hint says can still be done"
+
+    def test_letters_of_other_words_are_counted_that_a_misspelt_one_be_seen(self, rig: Rig) -> None:
+        for word in ("A", "A", "B"):
+            rig.put(word)
+        assert rig.replay("a", dry=True).others == {"A": 2, "B": 1}
+        assert rig.replay("A").others == {"B": 1}
+        assert rig.replay("a").others == {"B": 1}, "those that were sent back are not left"
+
     def test_all_go_to_a_topic_that_is_named(self, rig: Rig) -> None:
         rig.log.create(TopicSpec("mended", 2))
         rig.put(topic=None, value=b"1", partition=1)
