@@ -205,6 +205,7 @@ def score(
     if weights is None:
         weights = "repacked" if workers is None or workers == 1 else "shared"
     with _Signals() as signals, worker or nullcontext():
+        from .carrying import header_names
         from .routing import parse_routes
         from .scorer import Scorer  # numpy, Polars and ONNX Runtime take half a second: the help page needs none
 
@@ -225,7 +226,7 @@ def score(
             preserve=preserve,
             route=route,
             routes=parse_routes(routes or ()),
-            carry_headers=filter(None, (carry_headers or "").split(",")),
+            carry_headers=() if carry_headers is None else header_names(carry_headers),
             when_failing=when_failing,
             weights=weights,
             event_format=event_format,

@@ -103,10 +103,10 @@ class Routing:
 
 
 def parse_routes(routes: Iterable[str]) -> dict[str, str]:
-    """`VALUE=MODEL[,VALUE=MODEL…]`, any number of them, as a mapping. Raises UsageError."""
+    """`VALUE=MODEL[, VALUE=MODEL…]`, any number of them, as a mapping. Raises UsageError."""
     found: dict[str, str] = {}
     for entry in chain.from_iterable(one.split(",") for one in routes):
-        value, equals, model = entry.partition("=")
+        value, equals, model = entry.strip().partition("=")
         if not value or not equals or not model:
             raise UsageError(f"{entry!r} is no route", hint="Write VALUE=MODEL, with commas between several.")
         if found.setdefault(value, model) != model:

@@ -225,7 +225,10 @@ def load(path: Path) -> Schema:
         text = path.read_bytes()
     except OSError as error:
         raise SourceError(f"can't read schema file {path}: {error.strerror}", hint="Check the path.") from error
-    return Schema.parse(text)
+    try:
+        return Schema.parse(text)
+    except SourceError as error:
+        raise SourceError(f"schema file {path}: {error.message}", hint=error.hint) from error
 
 
 def fingerprint_of(data: bytes) -> bytes | None:

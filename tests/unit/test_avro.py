@@ -68,6 +68,12 @@ def test_a_schema_file_that_is_not_there_is_named(tmp_path: Path) -> None:
         avro.load(tmp_path / "missing.avsc")
 
 
+def test_a_file_that_holds_no_schema_is_named(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text("a,b")
+    with pytest.raises(SourceError, match=r"rows\.csv: not an Avro schema"):
+        avro.load(tmp_path / "rows.csv")
+
+
 @pytest.mark.parametrize("data", [b"", b"\xc3", b"\xc3\x01short", b'{"a": 1}'])
 def test_what_is_not_framed_has_no_fingerprint(data: bytes) -> None:
     assert avro.fingerprint_of(data) is None

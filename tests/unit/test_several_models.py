@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 
 from modelcast.consumer import lineup as lineup_module
 from modelcast.consumer.batches import BatchSizer
-from modelcast.consumer.carrying import Carrier
+from modelcast.consumer.carrying import Carrier, header_names
 from modelcast.consumer.decode.batch import BatchDecoder
 from modelcast.consumer.lineup import WhenFailing
 from modelcast.consumer.routing import ANY, Routing
+from modelcast.errors import UsageError
 from modelcast.names import ModelRef
 from modelcast.records import DType, InputBinding, OutputSpec, Signature
 from modelcast.testing.group import CommitFault
@@ -313,6 +314,13 @@ class TestHeaders:
         assert [record.headers for record in rig.records(SCORES)] == [(self.TRACE, ("tracestate", None)), ()]
         assert [offset for _, offset, _ in scores(rig, SCORES)] == [0, 1]
         assert self.TRACE in rig.records(TO.dead_letters)[0].headers
+
+    def test_their_names_are_a_list_with_commas_or_refused(self) -> None:
+        assert header_names("traceparent, tracestate,") == ["traceparent", "tracestate"]
+        with pytest.raises(UsageError, match="names no header"):
+            header_names(" ,")
+        with pytest.raises(UsageError, match="one text"):
+            Carrier("traceparent")
 
     def test_none_go_along_unasked(self) -> None:
         rig = Rig()

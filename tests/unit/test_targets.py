@@ -125,7 +125,7 @@ class TestRoutes:
             Routing.of("country", {"DE": CHURN, "US": FRAUD}, [FRAUD])
 
     def test_they_are_written_as_pairs(self) -> None:
-        assert parse_routes(["DE=a,US=b", "*=c"]) == {"DE": "a", "US": "b", "*": "c"}
+        assert parse_routes(["DE=a, US=b", "*=c"]) == {"DE": "a", "US": "b", "*": "c"}
         assert parse_routes([]) == {}
 
     @pytest.mark.parametrize("text", ["DE", "=a", "DE=", "DE=a,", "DE=a,DE=b"])
