@@ -248,7 +248,7 @@ def run(
 
 
 def _median(runs: Sequence[Figures], name: str) -> float:
-    return statistics.median(getattr(one, name) for one in runs)
+    return float(statistics.median(getattr(one, name) for one in runs))
 
 
 def _ratios(per_s: Mapping[str, int | None]) -> Mapping[str, float]:
