@@ -122,6 +122,7 @@ class ScoringLoop:
         self._fence: FencedError | None = None
         self._stop = threading.Event()
         self._helper = ThreadPoolExecutor(1, thread_name_prefix="modelcast-run")
+        self._in_hand: EventBatch | None = None
         self._rewind_at_s: float | None = None
         self._failure_noted = False
         self._ended = False
@@ -158,8 +159,9 @@ class ScoringLoop:
         self._consumer.close()
 
     def positions(self) -> Mapping[int, int | None]:
-        """The next offset of each partition this member has, None where none is known; for the scoring thread."""
-        return self._assignment.positions()
+        """The next offset to be scored of each partition, None where none is known; for the scoring thread."""
+        in_hand = {} if self._in_hand is None else self._in_hand.first_offsets()
+        return {p: in_hand.get(p, position) for p, position in self._assignment.positions().items()}
 
     def _subscribe(self) -> None:
         self._consumer.subscribe(self._topic, on_assign=self._assigned, on_revoke=self._revoked, on_lost=self._lost)
@@ -179,6 +181,7 @@ class ScoringLoop:
         messages = self._take()
         if messages:
             self._process(messages)
+            self._in_hand = None
         elif self._rewind_at_s is None:  # else the position may be behind events that were dropped
             self._commit_markers()
         self._commit_acknowledged_now_and_then()
@@ -294,7 +297,7 @@ class ScoringLoop:
         return messages
 
     def _process(self, messages: Sequence[Message]) -> None:
-        batch = EventBatch.of(messages)
+        batch = self._in_hand = EventBatch.of(messages)
         self._assignment.consumed(batch)
         self._hooks.learn(batch.values[-1], batch.headers_of(-1))
         epoch = self._assignment.epoch

@@ -87,6 +87,22 @@ def test_a_question_that_hangs_keeps_nobody_from_ending(log: Answering) -> None:
     log.hangs.set()
 
 
+def test_events_that_wait_for_their_schema_are_lag_though_they_were_fetched() -> None:
+    rig = Rig(partitions=2)
+    rig.send_bytes(b"\xc3\x01" + bytes(range(8)) + b"datum")
+    rig.send([1, 2])
+    meter = LagMeter(rig.log, TO.events)
+    meter.ask()
+    seen: list[int | None] = []
+    scorer = RunningScorer(rig, live=FunctionServable(1))
+    scorer.on_tick = lambda: seen.append(meter.lag(scorer.loop.positions()))
+    with scorer:
+        wait_until(lambda: any("0001020304050607" in (reason or "") for reason in scorer.heard.waiting), "the wait")
+        told = len(seen)
+        wait_until(lambda: len(seen) > told + 1, "more looks")
+        assert seen[-1] == 3
+
+
 def test_a_scorer_without_a_version_lags_and_one_that_has_scored_does_not() -> None:
     rig = Rig(partitions=2)
     rig.send([1, 2, 3], partition=0)
