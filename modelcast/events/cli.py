@@ -93,9 +93,14 @@ def send(
             _progress(context) as progress,
         ):
             task = progress.add_task(f"sending to {topic}", total=table.rows)
-            send_table(
-                sender, table, rate_per_s=rate, on_progress=lambda events: progress.update(task, completed=events)
-            )
+            try:
+                send_table(
+                    sender, table, rate_per_s=rate, on_progress=lambda events: progress.update(task, completed=events)
+                )
+            except KeyboardInterrupt:
+                sender.flush()
+                context.output.say(f"interrupted: of the rows the first {sender.events:,} were sent to {escape(topic)}")
+                raise
         digest = given.digest if given is not None else None
         sent = Sent(topic, sender.events, sender.bytes, digest, time.monotonic() - started)
     context.output.result(

@@ -7,6 +7,7 @@ import json
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
@@ -172,6 +173,27 @@ def test_tail_for_people_is_a_line_a_record_and_harmless(
     writer.close()
     done = shell.run("tail", topic, "--from-beginning", "--until-end")
     assert done.stdout == '2013-01-01T00:00:00.000Z  0:0  "\\u001b[2J"  {"a": "\\u009b[red]"}\n'
+
+
+def test_a_send_that_is_interrupted_says_how_far_it_came(
+    shell: Shell, csv: str, log: Log, fresh_topic: Callable[..., str]
+) -> None:
+    topic = fresh_topic("events")
+    log.create(TopicSpec(topic, 1, configs={"retention.ms": "-1"}))
+    send = subprocess.Popen(
+        shell.line("send", topic, csv, "--rate", "0.01"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        deadline = time.monotonic() + TIMEOUT_S
+        while log.end_offsets(topic, committed=True)[0] == 0 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        send.send_signal(signal.SIGINT)
+        stdout, stderr = send.communicate(timeout=TIMEOUT_S)
+    finally:
+        send.kill()
+    assert (send.returncode, stdout) == (130, "")
+    assert f"the first 1 were sent to {topic}" in stderr
+    assert log.end_offsets(topic, committed=True) == {0: 1}
 
 
 def test_tail_follows_until_it_is_interrupted(
