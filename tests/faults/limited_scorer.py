@@ -9,7 +9,6 @@ import sys
 from importlib import import_module
 
 from modelcast.cli import main
-from modelcast.consumer import batches
 
 
 def set_limit(place: str, value: str) -> None:
@@ -23,7 +22,5 @@ if __name__ == "__main__":
     border = sys.argv.index("--")
     for limit in sys.argv[1:border]:
         set_limit(*limit.split("=", 1))
-    # Bound when the class was made.
-    batches.BatchSizer.__init__.__kwdefaults__["events_max"] = batches.EVENTS_MAX
     sys.argv[1 : border + 1] = []
     main()

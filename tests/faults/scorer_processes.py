@@ -261,13 +261,15 @@ class ScoreProcess:
     def __enter__(self) -> ScoreProcess:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None = None, *_: object) -> None:
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGCONT)
             self.process.kill()
         self.process.wait(10)
         for reader in self._readers:
             reader.join(10)
+        if kind is not None:
+            print(self.last_words())
         for pipe in (self.process.stdout, self.process.stderr):
             if pipe is not None:
                 pipe.close()
@@ -295,7 +297,7 @@ class ScoreProcess:
 
     def last_words(self) -> str:
         """How it ended, and what it said to people."""
-        return f"the scorer ended with {self.process.returncode}: {''.join(self._errors)}\n{self.lines[-5:]}"
+        return f"the scorer ended with {self.process.returncode}: {''.join(self._errors)}\n{self.lines[-8:]}"
 
     def kill(self) -> None:
         self.process.kill()

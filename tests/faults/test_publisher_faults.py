@@ -328,7 +328,7 @@ def test_f03_rollbacks_fired_all_the_time_never_kill_a_long_upload(
         fired += 1
         publisher.join(ROLLBACK_EVERY_S)
     print(f"{fired} releases meanwhile, {attempts} attempts")
-    assert fired > 10
+    assert fired > 5, "too few to be in the way"
     assert [p.manifest.version for p in published] == [3]
     assert published[0].bytes_sent == sum(file.size for file in large.files)
     assert set(chunks(log, topics).values()) == {1}  # nothing was sent twice
