@@ -28,7 +28,7 @@ DOUBT_S = 3.0
 IMPATIENT: Mapping[str, object] = {"modelcast.kafka.transaction:COMMIT_TIMEOUT_S": DOUBT_S}
 
 # A commit without an answer is waited for 30 s, and so is the transactional id of a broker that starts.
-DOUBT_S = 90.0
+BROKER_BACK_S = 90.0
 PLACES = [
     (Api.ADD_OFFSETS_TO_TXN, Way.REQUEST),
     (Api.TXN_OFFSET_COMMIT, Way.REQUEST),
@@ -86,7 +86,7 @@ def test_f28_a_broker_killed_at_any_place_of_a_commit_leaves_the_scorer_going_on
             broker.kill()
             hold.cut()
             broker.start()
-            stage.await_scored(timeout_s=DOUBT_S)
+            stage.await_scored(timeout_s=BROKER_BACK_S)
         assert scorer.end() == 0, scorer.last_words()
     stage.finish("--instance", "a")
     assert stage.judge().is_whole
