@@ -4,7 +4,7 @@
   is asked for as the strictest of them and widened per input.
 - What an event has must convert without loss of meaning: floats from any number, integers from int and long, strings
   from string and enum, bool from boolean. A nullable field counts as what it is when it is there; where the signature
-  says what null counts as, the field need not be there at all.
+  says what null counts as, an event need not have the field; no event at all may lack it only where that is a value.
 - An input of one field is that field's column, not copied; an input of F fields is one matrix `[N, F]`, filled column
   by column.
 - An input of one field and more than one value a row, `[N, d1, …, dk]`, is a tensor: the field holds the whole row
@@ -18,6 +18,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -187,7 +188,9 @@ def _stricter(one: FieldSpec, other: FieldSpec) -> FieldSpec:
 
 def _fault(spec: FieldSpec, kinds: Mapping[str, str]) -> str | None:
     kind = kinds.get(spec.name)
-    if kind is None and spec.null is not None:
+    # NaN stands for single values that are not known. That no event has the field at all is a mistake, unless a value
+    # was named for it.
+    if kind is None and spec.null is not None and not _is_nan(spec):
         return None
     if kind is None:
         return f"field {spec.name!r} ({spec.wanted}) is missing" + _meant(spec.name, kinds)
@@ -195,6 +198,11 @@ def _fault(spec: FieldSpec, kinds: Mapping[str, str]) -> str | None:
     if spec.shape:
         allowed = _RAW_KINDS | {array_of(item) for item in allowed}
     return None if kind in allowed else f"field {spec.name!r} is {kind}, the model needs {spec.wanted}"
+
+
+def _is_nan(spec: FieldSpec) -> bool:
+    """Whether what null counts as is no value of its own."""
+    return spec.null is not None and spec.dtype in (DType.FLOAT32, DType.FLOAT64) and math.isnan(float(spec.null))
 
 
 def missing_field(spec: FieldSpec, present: Iterable[object]) -> BindingError:

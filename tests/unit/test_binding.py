@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from modelcast.consumer.binding import Binding, EventFields
 from modelcast.errors import BindingError
-from modelcast.records import DType, InputBinding, Signature
+from modelcast.records import DType, InputBinding, NullRule, Signature
 from modelcast.tensors import FieldSpec
 
 
@@ -55,6 +55,14 @@ def test_f22_a_missing_field_is_named_with_its_likely_meaning_and_what_the_event
     assert "field 'amount' (float32) is missing (did you mean 'Amount'?)" in text
     assert "field 'age' (float32) is missing" in text
     assert "The events have: Amount, country" in text
+
+
+def test_f22_a_field_no_event_has_is_missing_also_where_null_is_nan_but_not_where_it_is_a_value() -> None:
+    inputs = (one(DType.FLOAT32, "amount"),)
+    with pytest.raises(BindingError, match=r"field 'amount' \(float32\) is missing"):
+        Binding(Signature(inputs, (), (NullRule("amount", "nan"),))).check(events(age="int"))
+    Binding(Signature(inputs, (), (NullRule("amount", "0"),))).check(events(age="int"))
+    Binding(Signature(inputs, (), (NullRule("amount", "nan"),))).check(events(amount="double"))
 
 
 def test_fields_are_asked_for_once_in_order_of_first_use() -> None:
