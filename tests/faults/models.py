@@ -5,15 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import onnx
 import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
-from modelcast import digest, golden
 from modelcast.publisher.prepare import PreparedModel
-from modelcast.records import EXAMPLES_PATH, GRAPH_PATH, FileEntry, Tolerance
-from tests.unit.linear_model import IR_VERSION, OPSET
-from tests.unit.registry_records import SIGNATURE
+from tests.unit.linear_model import Floats, prepared
 
 HIDDEN = 32
 
@@ -34,7 +30,7 @@ def wavy_model(directory: Path, seed: int) -> PreparedModel:
     ]
     initializers = [numpy_helper.from_array(value.astype(np.float32), name) for name, value in weights.items()]
     initializers.append(numpy_helper.from_array(np.array([1], np.int64), "axis"))
-    return _prepared(directory, nodes, initializers)
+    return prepared(directory, nodes, initializers, _own_scores, name="faults")
 
 
 def lazy_model(directory: Path) -> PreparedModel:
@@ -69,7 +65,7 @@ def lazy_model(directory: Path) -> PreparedModel:
         numpy_helper.from_array(np.array([1], np.int64), "axis"),
         numpy_helper.from_array(np.array(0, np.int64), "first"),
     ]
-    return _prepared(directory, nodes, initializers)
+    return prepared(directory, nodes, initializers, _own_scores, name="faults")
 
 
 def open_graph(path: Path) -> onnxruntime.InferenceSession:
@@ -79,33 +75,6 @@ def open_graph(path: Path) -> onnxruntime.InferenceSession:
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
-def _prepared(directory: Path, nodes: list[onnx.NodeProto], initializers: list[onnx.TensorProto]) -> PreparedModel:
-    directory.mkdir(parents=True, exist_ok=True)
-    graph = helper.make_graph(
-        nodes,
-        "faults",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 2])],
-        [helper.make_tensor_value_info("score", TensorProto.FLOAT, ["N"])],
-        initializers,
-    )
-    model = helper.make_model(graph, ir_version=IR_VERSION, opset_imports=[helper.make_opsetid("", OPSET)])
-    path = directory / GRAPH_PATH
-    path.write_bytes(model.SerializeToString())
-    onnx.checker.check_model(model)
-    x = np.array([[1, 2], [3, 4]], np.float32)
+def _own_scores(path: Path, x: Floats) -> Floats:
     (scores,) = open_graph(path).run(None, {"x": x})
-    golden.write(directory / EXAMPLES_PATH, golden.Examples({"x": x}, {"score": scores}))
-    entries = []
-    for name in (EXAMPLES_PATH, GRAPH_PATH):
-        data = (directory / name).read_bytes()
-        entries.append(FileEntry(name, len(data), digest.of_bytes(data)))
-    return PreparedModel(
-        directory=directory,
-        files=tuple(entries),
-        signature=SIGNATURE,
-        ir_version=IR_VERSION,
-        opsets={"": OPSET},
-        tolerance=Tolerance(),
-        probe=None,
-        frameworks={},
-    )
+    return np.asarray(scores)
