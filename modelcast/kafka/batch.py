@@ -42,7 +42,6 @@ class KafkaBatchProducer:
     def __init__(self, settings: Mapping[str, str], faults: Faults) -> None:
         self._faults = faults
         self._deliveries = Deliveries()
-        self._records = 0  # handed over since the last flush or the beginning of the transaction
         self._producer = make_producer(
             {**self._client_settings(settings), "on_delivery": self._deliveries.told}, faults
         )
@@ -57,7 +56,6 @@ class KafkaBatchProducer:
             BrokerError: A record can never be delivered (too large).
             ConfigError: A record is larger than the queue.
         """
-        self._records += len(records)
         left, empty = records, False
         while left:
             try:
@@ -153,6 +151,7 @@ class KafkaTransactionalBatchProducer(KafkaBatchProducer):
         self._transactions.take_id()
         self._bounded = BoundedCalls(f"modelcast-offsets-{transactional_id}")
         self._pacing = Pacing()
+        self._records = 0  # of the transaction, handed over in batches
         self._handed_over_s = 0.0
 
     def _client_settings(self, settings: Mapping[str, str]) -> Mapping[str, object]:
@@ -164,6 +163,11 @@ class KafkaTransactionalBatchProducer(KafkaBatchProducer):
         serve(self._producer, self._faults)
         self._transactions.begin()
         self._records = 0
+
+    def produce_batch(self, topic: str, partition: int, records: list[dict[str, Any]]) -> None:
+        """As without a transaction."""
+        self._records += len(records)
+        super().produce_batch(topic, partition, records)
 
     def send_offsets(
         self, topic: str, offsets: Mapping[int, int], metadata: GroupMetadata, notes: Mapping[int, str] | None = None
