@@ -11,6 +11,7 @@ import pytest
 
 from modelcast.dev.broker import LocalBroker
 from modelcast.testing.broker import local_broker, unique_name
+from tests.secured import SecuredBroker, secured_broker
 
 # Started in the background, a shell has its children ignore Ctrl-C, and theirs: tests of Ctrl-C would wait for ever.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -32,6 +33,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalBroker]:
     """The session's broker. Tests share it: leave it running, and take names from `fresh_topic` and `prefix`."""
     with local_broker(tmp_path_factory.mktemp("broker")) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SecuredBroker]:
+    """The session's secured broker. Tests share it: make users and certificates of your own, by unique names."""
+    with secured_broker(tmp_path_factory.mktemp("secured")) as running:
         yield running
 
 
