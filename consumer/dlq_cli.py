@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
+from modelcast.cli.interruption import interruptible
 from modelcast.cli.options import CommandContext, connected
 from modelcast.cli.output import printable, to_json
 from modelcast.errors import UsageError
@@ -101,7 +102,8 @@ def replay(
     with connection.open_log() as log:
         task = Replay(log, connection.topics, topic, word=error, to=to)
         try:
-            done = task.run(dry=dry_run)
+            with interruptible():
+                done = task.run(dry=dry_run)
         except KeyboardInterrupt:
             sent = sum(task.replayed.sent.values())
             context.output.say(f"interrupted: {_counted(sent, 'event')} sent back; the same command sends the others")

@@ -127,11 +127,8 @@ def main() -> NoReturn:
         Output().error(error)
         status = error.exit_code
     except Exception as error:
-        # Interrupted inside a call, the Kafka client returns as if nothing were; Python then complains of the client.
-        interrupted = isinstance(error, SystemError) and isinstance(error.__cause__, KeyboardInterrupt)
-        status = ExitCode.INTERRUPTED if interrupted else ExitCode.INTERNAL
-        if not interrupted:
-            _internal(error)
+        _internal(error)
+        status = ExitCode.INTERNAL
     sys.exit(int(status))
 
 

@@ -21,6 +21,7 @@ from typing import Annotated, Any, Concatenate, ParamSpec, get_type_hints
 
 import typer
 
+from modelcast.cli.interruption import interruptible
 from modelcast.cli.output import Output
 from modelcast.config import (
     ENV_BOOTSTRAP,
@@ -113,7 +114,7 @@ def connected(command: Callable[Concatenate[CommandContext, P], None]) -> Callab
         **kwargs: Any,
     ) -> None:
         context = CommandContext(Output(json=json), bootstrap_servers, properties_file, tuple(properties or ()), prefix)
-        with context.output.failures():
+        with context.output.failures(), interruptible():
             command(context, *args, **kwargs)
 
     common = {
@@ -132,7 +133,7 @@ def plain(command: Callable[Concatenate[CommandContext, P], None]) -> Callable[.
     @functools.wraps(command)
     def wrapper(*args: Any, json: bool = False, **kwargs: Any) -> None:
         context = CommandContext(Output(json=json))
-        with context.output.failures():
+        with context.output.failures(), interruptible():
             command(context, *args, **kwargs)
 
     return _with_options(wrapper, command, {"json": (Json, False)})

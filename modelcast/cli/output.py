@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
-from modelcast.errors import ModelcastError
+from modelcast.errors import ExitCode, ModelcastError
 
 # A pipe has no width: a table in it keeps every cell whole, on one line.
 _PIPE_COLUMNS = 100_000
@@ -81,6 +81,11 @@ class Output:
             if self.json:
                 known = {"kind": type(error).__name__, "message": error.message, "hint": error.hint}
                 self.line({"error": {**known, "exit_code": int(error.exit_code), **error.details}})
+            raise
+        except KeyboardInterrupt:
+            if self.json:
+                known = {"kind": "Interrupted", "message": "interrupted", "hint": None}
+                self.line({"error": {**known, "exit_code": int(ExitCode.INTERRUPTED)}})
             raise
 
     def say(self, text: str) -> None:

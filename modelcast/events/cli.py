@@ -18,6 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from modelcast import avro
 from modelcast.avro import Schema
+from modelcast.cli.interruption import interruptible
 from modelcast.cli.options import CommandContext, SchemaRegistryUrl, connected
 from modelcast.cli.output import to_json
 from modelcast.config import Connection
@@ -94,9 +95,10 @@ def send(
         ):
             task = progress.add_task(f"sending to {topic}", total=table.rows)
             try:
-                send_table(
-                    sender, table, rate_per_s=rate, on_progress=lambda events: progress.update(task, completed=events)
-                )
+                with interruptible():
+                    send_table(
+                        sender, table, rate_per_s=rate, on_progress=lambda sent: progress.update(task, completed=sent)
+                    )
             except KeyboardInterrupt:
                 sender.flush()
                 context.output.say(f"interrupted: of the rows the first {sender.events:,} were sent to {escape(topic)}")
@@ -140,7 +142,7 @@ def tail(
             on_wait=lambda text: context.output.say(escape(text)),
         )
         try:
-            with closing(events):
+            with interruptible(), closing(events):
                 _print(context, events)
         except KeyboardInterrupt:
             return  # how following a topic ends
