@@ -24,9 +24,10 @@ from modelcast.consumer.workers import POLARS_VARIABLE, WORKERS_MAX, Supervisor
 from modelcast.errors import BrokerError, FencedError, TopicNotFoundError, UsageError, VersionNotFoundError, WorkerError
 
 ROOT = Path(__file__).resolve().parents[2]
-DEADLINE_S = 30.0
+DEADLINE_S = 60.0
 
 # What every small program can say and do. `life` is how often this worker has been started, this time included.
+# What a test waits for is a file: `up-0` of worker 0 once it serves, `told` once people read what the test expects.
 PRELUDE = """
 import json, os, signal, sys, time
 from pathlib import Path
@@ -40,8 +41,14 @@ def figures(events, **more):
 def fail(kind, status): say(error={"kind": kind, "message": "no", "hint": "mend it", "details": {}}); sys.exit(status)
 def until_stopped(*_):
     report("stopped", **figures(5, seconds=1.0, left=0)); sys.exit(0)
+def await_file(name):
+    for _ in range(6000):
+        if (folder / name).exists(): return
+        time.sleep(0.01)
+    fail(f"waited a minute for {name}", 1)
 def serve():
     signal.signal(signal.SIGTERM, until_stopped); report("started")
+    (folder / f"up-{number}").touch()
     while True: time.sleep(0.01)
 with (folder / f"lives-{number}").open("a+") as lives:
     lives.write("x"); lives.flush(); lives.seek(0); life = len(lives.read())
@@ -72,6 +79,9 @@ class Crew:
 
     def lives(self, worker: int) -> int:
         return len((self.folder / f"lives-{worker}").read_text())
+
+    def is_up(self, *numbers: int) -> bool:
+        return all((self.folder / f"up-{number}").exists() for number in numbers)
 
 
 @pytest.fixture
@@ -110,6 +120,19 @@ def signalled(number: int) -> Callable[[], None]:
     return lambda: os.kill(os.getpid(), number)
 
 
+def let_go_on(crew: Crew, monkeypatch: pytest.MonkeyPatch, words: str) -> None:
+    """Makes the file `told` once the progress that people read has these words."""
+    text = workers._progress_text
+
+    def read(*arguments: Any) -> str:
+        told = text(*arguments)
+        if words in told:
+            (crew.folder / "told").touch()
+        return told
+
+    monkeypatch.setattr(workers, "_progress_text", read)
+
+
 def test_lines_of_all_are_passed_on_with_their_worker_and_summed_at_the_end(crew: Crew) -> None:
     crew.run(
         """
@@ -127,12 +150,14 @@ def test_lines_of_all_are_passed_on_with_their_worker_and_summed_at_the_end(crew
 
 def test_people_read_each_worker_s_news_once_and_the_sums(crew: Crew, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(workers, "PROGRESS_S", 0.05)
+    sums = "2 workers  version 1  2,001 events  2/s  lag 14"
+    let_go_on(crew, monkeypatch, sums)
     crew.run(
         """
         report("started", "scoring [bold]events[/bold]")
         report("warning", "keep it", message="topic 'scores' deletes")
         report("progress", **figures(1000 + number, lag=7))
-        time.sleep(0.3)
+        await_file("told")
         report("stopped", **figures(2000, left=0))
         """,
         json_lines=False,
@@ -142,18 +167,19 @@ def test_people_read_each_worker_s_news_once_and_the_sums(crew: Crew, monkeypatc
         "worker 0  scoring events", "worker 1  scoring events"
     ]  # fmt: skip
     assert crew.words.count("topic 'scores' deletes") == 1
-    assert "2 workers  version 1  2,001 events  2/s  lag 14" in crew.words
+    assert sums in crew.words
     assert "Scored 4,000 events" in crew.words.splitlines()[-1]
 
 
 def test_of_several_models_people_read_each_one_s_version(crew: Crew, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(workers, "PROGRESS_S", 0.05)
+    let_go_on(crew, monkeypatch, "1 events")
     crew.run(
         """
         one = {"live": 3, "predictions": 1, "dead_letters": 0}
         two = {"fraud": one, "churn": one | {"live": None}}
         report("started"); report("progress", **figures(1, live=None, models=two))
-        time.sleep(0.3); report("stopped", **figures(2, left=0))
+        await_file("told"); report("stopped", **figures(2, left=0))
         """,
         1,
         json_lines=False,
@@ -182,7 +208,7 @@ def test_a_worker_that_ends_without_being_told_comes_back_unless_the_end_was_ask
         if life == 1: report("stopped", **figures(5, left=3)); sys.exit(0)
         serve()
     """
-    with once(lambda: (crew.folder / "lives-0").exists() and crew.lives(0) == 2, signalled(signal.SIGTERM)):
+    with once(lambda: crew.is_up(0), signalled(signal.SIGTERM)):
         crew.run(program, 1, until_end=False)
     assert crew.lives(0) == 2
 
@@ -195,7 +221,7 @@ def test_of_a_worker_that_somebody_stopped_before_the_end_there_is_another(crew:
 
 def test_a_worker_that_ends_at_once_again_and_again_ends_all(crew: Crew) -> None:
     program = """
-        if number == 1: os.kill(os.getpid(), signal.SIGSEGV)
+        if number == 1: await_file("up-0"); os.kill(os.getpid(), signal.SIGSEGV)
         serve()
     """
     with pytest.raises(WorkerError, match="worker 1 ended 5 times in a row .* SIGSEGV") as raised:
@@ -238,8 +264,7 @@ def test_what_may_pass_is_tried_again_and_then_ends_all_with_its_error(crew: Cre
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_all_in_good_order(crew: Crew, number: signal.Signals) -> None:
-    up = [crew.folder / "lives-0", crew.folder / "lives-1"]
-    with once(lambda: all(path.exists() for path in up), lambda: time.sleep(0.1), signalled(number)):
+    with once(lambda: crew.is_up(0, 1), signalled(number)):
         crew.run("serve()", until_end=False)
     assert [line["how"] for line in crew.of("worker_ended")] == ["exit status 0"] * 2
     assert crew.lines[-1]["events"] == 10
@@ -256,15 +281,18 @@ def test_an_error_on_the_way_out_is_the_command_s(crew: Crew) -> None:
 
 
 STUBBORN = """
-    signal.signal(signal.SIGTERM, lambda *_: None); report("started")
+    signal.signal(signal.SIGTERM, lambda *_: (folder / "asked").touch()); report("started")
     (folder / f"up-{number}").touch()
     while True: time.sleep(0.01)
 """
 
 
 def test_a_second_signal_kills_all(crew: Crew) -> None:
-    again = [signalled(signal.SIGINT), lambda: time.sleep(0.2), signalled(signal.SIGINT)]
-    with once((crew.folder / "up-0").exists, *again), pytest.raises(SystemExit) as raised:
+    with (
+        once((crew.folder / "up-0").exists, signalled(signal.SIGINT)),
+        once((crew.folder / "asked").exists, signalled(signal.SIGINT)),
+        pytest.raises(SystemExit) as raised,
+    ):
         crew.run(STUBBORN, 1, until_end=False)
     assert raised.value.code == 130
     assert [line["how"] for line in crew.of("worker_ended")] == ["SIGKILL"]
@@ -358,7 +386,7 @@ def test_a_worker_has_its_own_instance_and_its_lines_to_itself_and_leaves_its_er
 def test_workers_of_a_killed_supervisor_end_by_themselves(tmp_path: Path, stubborn: bool) -> None:
     patch = "worker_child.STOP_DEADLINE_S = 0.2; signal.signal(signal.SIGTERM, lambda *_: None)" if stubborn else ""
     command = real_worker(
-        "time.sleep(60); os._exit(9)" if not stubborn else "[time.sleep(1) for _ in range(60)]", patch
+        "time.sleep(600); os._exit(9)" if not stubborn else "[time.sleep(1) for _ in range(600)]", patch
     )
     supervising = (
         "from modelcast.cli.output import Output; from modelcast.consumer.workers import Supervisor\n"
