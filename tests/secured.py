@@ -1,4 +1,4 @@
-"""A secured broker for tests: TLS, SASL/SCRAM-SHA-512, mTLS, and Kafka's own authorizer: what is not allowed, is denied.
+"""A secured broker for tests: TLS, SASL/SCRAM-SHA-512, mTLS, and Kafka's own authorizer: what is not allowed is denied.
 
     with secured_broker(tmp_path) as secured:
         ann = secured.user("ann")                        # User:ann, a password over TLS
