@@ -19,6 +19,7 @@ import socket
 import struct
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -130,16 +131,20 @@ class Hold:
 
 
 class FaultProxy:
-    """Passes connections on to a port of this machine; `close` ends all of them."""
+    """Passes connections on to a port of this machine; `close` ends all of them.
 
-    def __init__(self) -> None:
+    Args:
+        remembered: How many requests `requests` can tell of, the latest; by default all there were.
+    """
+
+    def __init__(self, *, remembered: int | None = None) -> None:
         self._listener = socket.create_server((LOOPBACK, 0))
         self.port: int = self._listener.getsockname()[1]
         self._upstream_port = 0
         self._lock = threading.Lock()
         self._holds: list[Hold] = []
         self._sockets: set[socket.socket] = set()
-        self._passed: list[Passed] = []
+        self._passed: deque[Passed] = deque(maxlen=remembered)
 
     @property
     def address(self) -> str:

@@ -61,6 +61,8 @@ class LocalBroker:
         full_compiler: Let Java optimise fully: slower to start, faster under load. For benchmarks.
         server_properties: Broker settings that win over modelcast's own.
         cache_dir: Where Kafka's jars are kept; by default in the user's cache folder.
+        cluster_id: Of the cluster its data is made for (`new_cluster_id`); by default one of its own. Brokers of one
+            cluster share it; `server_properties` then name them and their voters.
     """
 
     def __init__(
@@ -73,6 +75,7 @@ class LocalBroker:
         full_compiler: bool = False,
         server_properties: Mapping[str, str] | None = None,
         cache_dir: Path | None = None,
+        cluster_id: str | None = None,
     ) -> None:
         self.data_dir = data_dir.absolute()
         self._port = port
@@ -81,6 +84,7 @@ class LocalBroker:
         self._full_compiler = full_compiler
         self._overrides = dict(server_properties or {})
         self._cache_dir = cache_dir or kafka_cache_dir()
+        self._cluster_id = cluster_id
         self._process: Process | None = None
 
     @property
@@ -288,7 +292,7 @@ class LocalBroker:
             "kafka.tools.StorageTool",
             "format",
             "--cluster-id",
-            new_cluster_id(),
+            self._cluster_id or new_cluster_id(),
             "--config",
             str(config),
         ]
