@@ -37,7 +37,7 @@ def roll(log: Log, topic: str) -> None:
     with closing(log.writer()) as writer:
         for partition in range(log.topics()[topic]):
             writer.send(topic, key=_FILLER, value=b"", partition=partition)
-        writer.flush(10)
+        writer.flush(60)
 
 
 def until_compacted(log: Log, topic: str, is_done: Callable[[set[tuple[int, int, bytes]]], bool]) -> None:
@@ -54,6 +54,6 @@ def standing(log: Log, topic: str) -> set[tuple[int, int, bytes]]:
     ends = log.end_offsets(topic, committed=False)
     return {
         (record.partition, record.offset, record.key)
-        for record in scan(log, topic, dict.fromkeys(ends, BEGINNING), ends, timeout_s=30)
+        for record in scan(log, topic, dict.fromkeys(ends, BEGINNING), ends, timeout_s=60)
         if record.value is not None and record.key not in (None, _FILLER)
     }

@@ -23,7 +23,7 @@ from modelcast.names import ModelRef
 from modelcast.registry.reader import RegistryReader
 from modelcast.topics import Topics
 
-CATCH_UP_S = 30.0
+CATCH_UP_S = 60.0
 
 
 class CountingLog:

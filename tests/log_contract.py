@@ -15,7 +15,7 @@ import pytest
 from modelcast.errors import BrokerError, FencedError, OffsetOutOfRangeError, TopicNotFoundError, UsageError
 from modelcast.log import BEGINNING, Log, LogReader, LogRecord, TopicSpec
 
-DEADLINE_S = 20.0
+DEADLINE_S = 60.0
 TIMEOUT_MS = 10_000
 
 

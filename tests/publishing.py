@@ -28,7 +28,7 @@ from modelcast.topics import Topics
 # Longer than any command here takes; a command that hangs fails its test instead of the session.
 TIMEOUT_S = 60
 # A transaction of a dead publisher ends after its timeout of 10 s and the broker's sweep of up to 10 s.
-SETTLED_S = 30.0
+SETTLED_S = 90.0
 
 FIELDS = ("amount", "age")
 ROWS = "amount,age\n1,2\n3,4\n5,6\n"
@@ -74,7 +74,7 @@ def chunks(log: Log, topics: Topics) -> dict[bytes, int]:
     """Every chunk on the blobs topic: key -> how many times it was written."""
     ends = log.end_offsets(topics.blobs, committed=False)
     found: dict[bytes, int] = {}
-    for record in scan(log, topics.blobs, dict.fromkeys(ends, BEGINNING), ends, timeout_s=30, committed=False):
+    for record in scan(log, topics.blobs, dict.fromkeys(ends, BEGINNING), ends, timeout_s=60, committed=False):
         assert record.key is not None
         assert record.value
         found[record.key] = found.get(record.key, 0) + 1

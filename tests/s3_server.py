@@ -78,7 +78,7 @@ class S3Server:
 
     def _post(self, path: str, body: bytes) -> None:
         plain = {"Content-Type": "text/plain"}
-        urlopen(Request(self.endpoint + path, data=body, headers=plain, method="POST"), timeout=10).close()
+        urlopen(Request(self.endpoint + path, data=body, headers=plain, method="POST"), timeout=60).close()
 
 
 @contextmanager

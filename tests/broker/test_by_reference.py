@@ -22,7 +22,7 @@ from tests.unit.control_rig import wait_until
 
 ROWS = {"amount": [1.0], "age": [2.0]}
 # A store that is away is tried again after half a second at first, and then ever later.
-LIVE_S = 30.0
+LIVE_S = 60.0
 
 
 @pytest.fixture(autouse=True)

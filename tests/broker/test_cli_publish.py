@@ -85,7 +85,7 @@ def put(log: KafkaLog, shell: Shell, *payloads: codec.Payload) -> None:
         for payload in payloads:
             value = codec.encode_envelope(codec.seal(payload))
             writer.send(topics.registry, key=key_of(payload), value=value, partition=0)
-        writer.flush(10)
+        writer.flush(60)
 
 
 def uuid(log: KafkaLog, shell: Shell) -> str:

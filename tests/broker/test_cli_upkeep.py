@@ -68,7 +68,7 @@ def test_gc_shows_takes_and_then_finds_nothing(shell: Shell, log: KafkaLog) -> N
     with closing(log.writer()) as writer:
         key = ChunkKey("never", DIGEST, 1_000, 0).encode()
         writer.send(topics.blobs, key=key, value=bytes(10), partition=blob_partition("never", DIGEST, 2))
-        writer.flush(10)
+        writer.flush(60)
     before = Content.of(log, topics)
     assert "Nothing to collect that is older than 24h" in shell.says("gc")
     assert "older than 1.5h" in shell.says("gc", "--grace", "1.5h")

@@ -18,7 +18,7 @@ from modelcast.kafka import KafkaLog
 
 MONTHS = 3
 DEADLINE_S = 120.0
-DELETED_S = 15.0
+DELETED_S = 60.0
 
 
 def command(*options: str) -> list[str]:

@@ -20,7 +20,7 @@ from modelcast.dev.process import Process, start_time
 from modelcast.errors import BrokerError
 from modelcast.testing.broker import unique_name
 
-DEADLINE_S = 30.0
+DEADLINE_S = 60.0
 READY_GOAL_S = 3.0
 
 

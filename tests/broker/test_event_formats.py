@@ -77,7 +77,7 @@ class Sender:
 
     def raw(self, value: bytes | None, headers: Any = None) -> None:
         self._producer.produce(self._stream.events, value=value, headers=headers, partition=0)
-        assert self._producer.flush(30) == 0
+        assert self._producer.flush(60) == 0
 
 
 @pytest.fixture

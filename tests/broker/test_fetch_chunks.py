@@ -67,7 +67,7 @@ def publish(log: Log, topics: Topics) -> VersionRecord:
             key = ChunkKey("m", name, CHUNK_BYTES, index).encode()
             chunk = data[start : start + CHUNK_BYTES]
             writer.send(topics.blobs, key=key, value=chunk, partition=home, on_ack=partial(note, offsets))
-        writer.flush(30)
+        writer.flush(60)
         hints.append(ChunkHint(name, home, min(offsets), max(offsets)))
         entries.append(FileEntry(path, len(data), name))
     writer.close()

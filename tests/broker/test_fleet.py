@@ -36,7 +36,7 @@ from tests.unit.control_rig import wait_until
 from tests.unit.fleet_records import model, refusal, status
 from tests.unit.linear_model import linear_model
 
-LONGEST_S = 30.0
+LONGEST_S = 60.0
 
 
 class Place:
@@ -91,11 +91,11 @@ def test_a_scorer_is_followed_through_a_release_to_its_end(place: Place) -> None
     )
     thread = threading.Thread(target=scorer.run, daemon=True)
     thread.start()
-    done = place.shell.json("status", "--wait-live", "fraud@1", "--timeout", "30s")
+    done = place.shell.json("status", "--wait-live", "fraud@1", "--timeout", "60s")
     assert done["done"]
     assert done["live"] == [f"{place.connection.prefix}.fraud.{place.events}-scores/web-0"]
     assert place.publish(1.0) == 2
-    assert "live on 1 instance" in place.shell.says("status", "--wait-live", "fraud@2", "--timeout", "30s")
+    assert "live on 1 instance" in place.shell.says("status", "--wait-live", "fraud@2", "--timeout", "60s")
 
     def figures() -> dict[str, object]:
         (instance,) = place.shell.json("status", "--model", "fr*")["instances"]
@@ -130,7 +130,7 @@ def test_an_instance_that_was_killed_is_lost_with_what_it_ran(place: Place, monk
     with subprocess.Popen(line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as client:
         assert client.stdout is not None
         assert client.stdout.readline() == "live\n"
-        place.shell.json("status", "--wait-live", "fraud@1", "--instance", "app-*", "--timeout", "30s")
+        place.shell.json("status", "--wait-live", "fraud@1", "--instance", "app-*", "--timeout", "60s")
         client.kill()
     ahead_s = 0.0
     with closing(

@@ -19,7 +19,7 @@ from modelcast.registry.repository import init
 from tests.unit import bad_versions
 from tests.unit.registry_records import SIGNATURE
 
-LONGEST_S = 30.0
+LONGEST_S = 60.0
 Files = dict[str, bytes]
 
 

@@ -57,7 +57,7 @@ class Images:
         producer = Producer({"bootstrap.servers": self.connection.bootstrap_servers})
         for key, value in values.items():
             producer.produce(topic, key=key, value=value)
-        assert producer.flush(30) == 0
+        assert producer.flush(60) == 0
 
     def scored(self, model: str, events: str) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
         """Predictions and the words for dead letters, by the events' keys."""

@@ -66,7 +66,7 @@ class World:
         producer = Producer({"bootstrap.servers": self.servers, "message.max.bytes": 20_000_000})
         for number, ((key, value), at) in enumerate(zip(events, times, strict=True)):
             producer.produce(topic, key=key, value=value, partition=number % PARTITIONS, timestamp=at, headers=headers)
-        assert producer.flush(30) == 0
+        assert producer.flush(60) == 0
 
     def score(self, topic: str, **options: Any) -> Any:
         scorer = Scorer(

@@ -113,7 +113,7 @@ def send(shell: Shell, topic: str, key: bytes, value: bytes | None, partition: i
     """As anybody may who can write to the topic."""
     with Producer({"bootstrap.servers": shell.servers}) as producer:
         producer.produce(f"{shell.prefix}.{topic}", value, key, partition)
-        assert producer.flush(10) == 0
+        assert producer.flush(60) == 0
 
 
 def hinted(shell: Shell, entry: Entry, hints: list[dict[str, Any]]) -> None:
@@ -173,7 +173,7 @@ def test_a_version_of_the_package_is_followed_fetched_verified_and_run(
     shell: Shell, topics: Topics, model: str, tmp_path: Path
 ) -> None:
     made = [sys.executable, "-m", "modelcast", "keys", "new", str(tmp_path / "release.key")]
-    subprocess.run(made, check=True, capture_output=True, timeout=30)
+    subprocess.run(made, check=True, capture_output=True, timeout=60)
     line = (tmp_path / "release.pub").read_text()
     public = Ed25519PublicKey.from_public_bytes(bytes.fromhex(line.split()[0].removeprefix("ed25519:")))
     rows = write_rows(tmp_path / "rows.csv")
@@ -296,18 +296,18 @@ def test_a_reader_does_not_end_before_what_lies_behind_an_open_transaction(
     topics.catch_up()
     identity = f"{shell.prefix}.publisher.{unique_name('other')}"
     with Producer({"bootstrap.servers": shell.servers, "transactional.id": identity}) as other:
-        other.init_transactions(30)
+        other.init_transactions(60)
 
         def opened(attempt: int) -> None:
             other.begin_transaction()
             other.produce(topics.registry, b"never committed", "version/other/1", 0)
-            assert other.flush(10) == 0
+            assert other.flush(60) == 0
 
         replace(writer, on_attempt=opened).release(1)
         with pytest.raises(TimeoutError, match="a transaction is open"):
             topics.catch_up(timeout_s=0.5)
         assert topics.image.champion(model).value["sequence"] == 1  # why that may not be acted on
-        other.abort_transaction(10)
+        other.abort_transaction(60)
     image = topics.catch_up()
     assert image.champion(model).value["sequence"] == 2
     assert "version/other/1" not in image.refused
@@ -439,7 +439,7 @@ def test_both_sides_agree_who_a_repository_is(shell: Shell, prefix: str) -> None
     wanted = [NewTopic(f"{prefix}.{name}", 1, 1, config=config) for name in ("registry", "schemas", "blobs", "status")]
     admin = AdminClient({"bootstrap.servers": shell.servers})
     for made in admin.create_topics(wanted).values():
-        made.result(10)
+        made.result(60)
     named = "0b5f8a52-6d0e-4c53-9d2b-6a1f0c9e7d11"
     kind = next(name for name, schemas in TYPES.items() if schemas is REPOSITORY)
     for uuid in ("nobody", named.upper(), named.replace("-", ""), named, "00000000-0000-4000-8000-000000000000"):

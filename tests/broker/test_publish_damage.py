@@ -23,7 +23,7 @@ from tests.publishing import FIELDS, wide_model
 EXAMPLES = [{"amount": 1.0, "age": 2.0}, {"amount": 3.0, "age": 4.0}]
 # Five chunks of weights.
 WIDTH = 150_000
-LONGEST_S = 30.0
+LONGEST_S = 60.0
 
 Chunk = tuple[str, int, bytes, bytes]
 

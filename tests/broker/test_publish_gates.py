@@ -28,7 +28,7 @@ from tests.publishing import TIMEOUT_S, Content, Shell, write_model, write_rows
 FIELDS = ("--fields", "amount,age")
 # 64 MB: an upload that is still going on when it is interrupted.
 LARGE = 8_000_000
-GRACE_S = 30
+GRACE_S = 60
 
 
 @pytest.fixture(scope="module", autouse=True)

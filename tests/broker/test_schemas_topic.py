@@ -46,7 +46,7 @@ def test_a_registered_schema_stands_on_the_topic_once(log: Log, topics: Topics) 
     for _ in range(2):
         SchemaTopic(log, topics).register(decimal(2))
     assert log.end_offsets(topics.schemas, committed=False) == {0: 1}
-    (record,) = log.reader(topics.schemas, {0: BEGINNING}).poll(10)
+    (record,) = log.reader(topics.schemas, {0: BEGINNING}).poll(60)
     assert (record.key, record.value) == (decimal(2).digest.encode(), decimal(2).text.encode())
 
 

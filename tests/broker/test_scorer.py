@@ -67,7 +67,7 @@ class Stream:
             producer.produce(self.events, value=event, key=b"%d" % number, partition=number % self.partitions)
         if transactional:
             producer.commit_transaction()
-        assert producer.flush(30) == 0
+        assert producer.flush(60) == 0
 
     def scorer(self, **options: object) -> tuple[Scorer, list[Report]]:
         reports: list[Report] = []
@@ -310,7 +310,7 @@ def test_f42_an_open_transaction_among_the_events_is_waited_for_not_taken_for_th
     feeder.init_transactions()
     feeder.begin_transaction()
     feeder.produce(stream.events, value=b'{"amount": 1, "age": 1}', partition=0)
-    feeder.flush(10)
+    feeder.flush(60)
     scorer, _ = stream.scorer(until_end=True)
     with Running(scorer) as running:
         wait_until(lambda: scorer.stats.events == 10, "the events before the open transaction")

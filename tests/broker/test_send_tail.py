@@ -169,7 +169,7 @@ def test_tail_for_people_is_a_line_a_record_and_harmless(
     log.create(TopicSpec(topic, 1, configs={"retention.ms": "-1"}))  # the times are of long ago
     writer = log.writer()
     writer.send(topic, key=b"\x1b[2J", value='{"a": "\x9b[red]"}'.encode(), timestamp_ms=1356998400000)
-    writer.flush(10)
+    writer.flush(60)
     writer.close()
     done = shell.run("tail", topic, "--from-beginning", "--until-end")
     assert done.stdout == '2013-01-01T00:00:00.000Z  0:0  "\\u001b[2J"  {"a": "\\u009b[red]"}\n'

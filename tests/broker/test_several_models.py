@@ -38,7 +38,7 @@ def send(stream: Stream, values: list[Mapping[str, Any] | bytes]) -> None:
         octets = value if isinstance(value, bytes) else json.dumps(value).encode()
         headers = [TRACE, ("other", b"x")] if number % 2 else None
         producer.produce(stream.events, octets, str(number), number // 2 % stream.partitions, headers=headers)
-    assert producer.flush(30) == 0
+    assert producer.flush(60) == 0
 
 
 def outcome(stream: Stream, topic: str, dead_letters: str) -> oracle.Verdict:

@@ -88,19 +88,19 @@ def world(broker: LocalBroker, tmp_path: Path) -> World:
 
 def registry_records(log: Log, topics: Topics) -> list[LogRecord]:
     ends = log.end_offsets(topics.registry, committed=False)
-    return list(scan(log, topics.registry, {0: BEGINNING}, ends, timeout_s=10))
+    return list(scan(log, topics.registry, {0: BEGINNING}, ends, timeout_s=60))
 
 
 def copy(log: Log, records: Sequence[LogRecord], topic: str) -> None:
     with closing(log.writer()) as writer:
         for record in records:
             writer.send(topic, key=record.key, value=record.value, partition=record.partition)
-        writer.flush(10.0)
+        writer.flush(60.0)
 
 
 def copy_chunks(log: Log, one: Topics, other: Topics) -> None:
     ends = log.end_offsets(one.blobs, committed=False)
-    copy(log, list(scan(log, one.blobs, dict.fromkeys(ends, BEGINNING), ends, timeout_s=10)), other.blobs)
+    copy(log, list(scan(log, one.blobs, dict.fromkeys(ends, BEGINNING), ends, timeout_s=60)), other.blobs)
 
 
 def test_f11_an_old_release_replayed_on_another_log_with_a_restart_between_is_refused(world: World) -> None:
@@ -186,7 +186,7 @@ def put_envelope(log: Log, topics: Topics, release: Release, envelope: Envelope)
     key = RegistryKey("release", release.model, release.sequence).encode()
     with closing(log.writer()) as writer:
         writer.send(topics.registry, key=key, value=codec.encode_envelope(envelope), partition=0)
-        writer.flush(10.0)
+        writer.flush(60.0)
 
 
 def test_two_people_on_the_command_line(world: World, tmp_path: Path) -> None:

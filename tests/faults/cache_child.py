@@ -48,7 +48,7 @@ def versions(log: MemoryLog) -> Iterator[tuple[VersionRecord, dict[str, bytes]]]
                     key = ChunkKey(model, name, CHUNK_BYTES, index).encode()
                     writer.send(TOPICS.blobs, key=key, value=chunk, partition=home)
                 entries.append(FileEntry(path, len(data), name))
-            writer.flush(10)
+            writer.flush(60)
             of = replace(manifest(number), model=model, files=tuple(entries), chunk_bytes=CHUNK_BYTES)
             yield VersionRecord(of, (), number), files
 

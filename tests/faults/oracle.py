@@ -23,7 +23,7 @@ from fastavro.schema import fingerprint, to_parsing_canonical_form
 
 MARKER = b"\xc3\x01"
 # A dead process's transaction ends after its timeout and the broker's sweep.
-SETTLED_TIMEOUT_S = 30.0
+SETTLED_TIMEOUT_S = 90.0
 READ_TIMEOUT_S = 60.0
 
 Source = tuple[int, int]  # partition and offset of an event
@@ -167,7 +167,7 @@ def end_offsets(servers: str, topic: str, *, committed: bool) -> dict[int, int]:
 
 def _ask_offsets(servers: str, topic: str, *, committed: bool) -> dict[int, int]:
     admin = AdminClient({"bootstrap.servers": servers})
-    partitions = admin.list_topics(topic, timeout=10).topics[topic].partitions
+    partitions = admin.list_topics(topic, timeout=60).topics[topic].partitions
     wanted = {TopicPartition(topic, partition): OffsetSpec.latest() for partition in partitions}
     level = IsolationLevel.READ_COMMITTED if committed else IsolationLevel.READ_UNCOMMITTED
     return {
@@ -230,4 +230,4 @@ def watching(servers: str, topic: str, schemas: str) -> Iterator[Watch]:
         yield watch
     finally:
         watch.stop()
-        thread.join(10)
+        thread.join(60)

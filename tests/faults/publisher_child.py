@@ -30,7 +30,7 @@ from modelcast.publisher import upload
 from modelcast.publisher.session import RegistryWriter
 from modelcast.topics import Topics
 
-FLUSH_S = 30.0
+FLUSH_S = 60.0
 
 
 def die() -> None:

@@ -105,7 +105,7 @@ class Stage:
             )
             if number % 10_000 == 0:
                 producer.poll(0)
-        assert producer.flush(30) == 0
+        assert producer.flush(60) == 0
 
     @contextmanager
     def feeding(self, per_second: int, *, count: int | None = None) -> Iterator[Feeder]:
@@ -226,11 +226,11 @@ class Feeder(threading.Thread):
                 )
                 self.sent += 1
             producer.poll(0)
-        assert producer.flush(30) == 0
+        assert producer.flush(60) == 0
 
     def stop(self) -> None:
         self._stopping.set()
-        self.join(40)
+        self.join(70)
 
 
 class ScoreProcess:
@@ -265,9 +265,9 @@ class ScoreProcess:
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGCONT)
             self.process.kill()
-        self.process.wait(10)
+        self.process.wait(60)
         for reader in self._readers:
-            reader.join(10)
+            reader.join(60)
         if kind is not None:
             print(self.last_words())
         for pipe in (self.process.stdout, self.process.stderr):
@@ -301,7 +301,7 @@ class ScoreProcess:
 
     def kill(self) -> None:
         self.process.kill()
-        self.process.wait(10)
+        self.process.wait(60)
 
     def end(self, number: int = signal.SIGTERM) -> int:
         """Asks it to end; returns its exit status."""

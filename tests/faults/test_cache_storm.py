@@ -101,7 +101,7 @@ def test_f38_f44_whatever_happens_to_a_cache_nothing_wrong_is_ever_handed_out(tm
         fetcher.is_ending = True
         fetcher.kill()
     for fetcher in fetchers:
-        fetcher.join(30)
+        fetcher.join(60)
     print([fetcher.said for fetcher in fetchers])
     assert not any(fetcher.wrong for fetcher in fetchers), [fetcher.wrong for fetcher in fetchers]
     assert sum(fetcher.said["ok"] for fetcher in fetchers) >= FETCHES_MIN

@@ -178,6 +178,6 @@ def copy_to(log: Log, original: str, copy: str) -> None:
         for partition in range(partitions):
             for index in range(100):
                 writer.send(copy, key=b"before %d" % index, value=None, partition=partition)
-        for record in scan(log, original, dict.fromkeys(ends, BEGINNING), ends, timeout_s=30):
+        for record in scan(log, original, dict.fromkeys(ends, BEGINNING), ends, timeout_s=60):
             writer.send(copy, key=record.key, value=record.value, partition=record.partition)
-        writer.flush(30)
+        writer.flush(60)

@@ -69,7 +69,7 @@ class Supervisor(threading.Thread):
         self.is_ending = True
         if self.process is not None:
             self.process.terminate()
-        self.join(30)
+        self.join(60)
         assert not self.is_alive()
 
 

@@ -362,7 +362,7 @@ def test_f42_another_models_open_transaction_is_waited_for_not_ended_and_gives_n
     with closing(log.transactional_writer(topics.publisher_id("spam"), timeout_ms=60_000)) as spam:
         spam.begin()
         spam.send(topics.registry, key=key_of(other), value=codec.encode_envelope(codec.seal(other)), partition=0)
-        spam.flush(10)
+        spam.flush(60)
         rival = go(publishers.start(model))
         with pytest.raises(subprocess.TimeoutExpired):
             rival.wait(1.5)  # behind spam's record it can't know the registry's end
@@ -399,7 +399,7 @@ def test_f42_a_transaction_that_stays_open_ends_the_wait_with_an_error_and_nothi
     with closing(log.transactional_writer(topics.publisher_id("spam"), timeout_ms=60_000)) as spam:
         spam.begin()
         spam.send(topics.registry, key=b"version/spam/1", value=b"open", partition=0)
-        spam.flush(10)
+        spam.flush(60)
         with pytest.raises(BrokerError, match="could not be read to its end"):
             RegistryWriter(log, topics).publish(MODEL, model, release=True)
     stable_s(log, topics.registry)

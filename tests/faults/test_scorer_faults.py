@@ -130,7 +130,7 @@ def test_f35_retention_that_passes_a_running_scorer_ends_it_with_the_remedy_and_
         gone = [TopicPartition(stage.events, partition, GONE) for partition in range(stage.partitions)]
         admin = AdminClient({"bootstrap.servers": stage.servers})
         for deleted in admin.delete_records(gone).values():
-            deleted.result(30)
+            deleted.result(60)
         scorer.process.send_signal(signal.SIGCONT)
         assert scorer.process.wait(60) == ExitCode.BROKER, scorer.last_words()
     assert "--reset-offsets" in scorer.last_words()
@@ -193,7 +193,7 @@ def test_f33_poison_costs_itself_only_and_its_neighbours_have_the_same_bytes(
             if has_poison and number in places:
                 value = _poison(value, chance)
             producer.produce(stage.events, value=value, partition=number % 2, timestamp=now_ms + number)
-        assert producer.flush(30) == 0
+        assert producer.flush(60) == 0
         stage.finish()
     judged = spoiled.judge()
     assert judged.is_whole

@@ -71,7 +71,7 @@ def test_f32_a_model_slower_than_max_poll_interval_ms_is_not_evicted(stage: Stag
         for count in (3, 1):  # a version whose speed is not known, and one known to be slow
             for _ in range(count):
                 producer.produce(stage.events, json.dumps({"amount": turns, "age": 0}), partition=0)
-            assert producer.flush(10) == 0
+            assert producer.flush(60) == 0
             started_s = time.monotonic()
             stage.await_scored(count)
             took_s = time.monotonic() - started_s
@@ -92,7 +92,7 @@ def test_f32_what_waits_for_a_slow_model_is_lag_and_not_memory(stage: Stage) -> 
         before_kib = memory_kib(scorer, "VmRSS")
         producer = Producer({"bootstrap.servers": stage.servers, "linger.ms": 20})
         producer.produce(stage.events, json.dumps({"amount": turns, "age": 0}), partition=0)
-        assert producer.flush(10) == 0
+        assert producer.flush(60) == 0
         for number in range(count):
             producer.produce(stage.events, json.dumps({"amount": number % 3, "age": 0, "note": note}), partition=0)
             if number % 1_000 == 0:

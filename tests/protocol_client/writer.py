@@ -105,7 +105,7 @@ class Writer:
 
         contents = {digest_of(data): data for data in files.values()}
         with Producer({"bootstrap.servers": self.servers, "enable.idempotence": True}) as producer:
-            producer.list_topics(timeout=10)
+            producer.list_topics(timeout=60)
             for digest in contents.keys() - there:
                 stem, data = f"{self.model}/{digest}", contents[digest]
                 for index, start in enumerate(range(0, len(data), CHUNK_BYTES)):
@@ -116,7 +116,7 @@ class Writer:
                         zlib.crc32(stem.encode()) % topics.partitions,
                         on_delivery=landed,
                     )
-            if left := producer.flush(30):
+            if left := producer.flush(60):
                 raise TimeoutError(f"{left} chunks were not acknowledged")
         return [hint for digest, hint in hints.items() if digest in contents]
 
@@ -131,9 +131,9 @@ class Writer:
         for attempt in range(ATTEMPTS):
             producer = Producer(settings)  # no context manager: leaving one that was fenced raises SystemError
             with closing(Topics(self.servers, self.prefix)) as topics:
-                producer.list_topics(timeout=10)  # connected first: who asks for an id sooner waits half a second
+                producer.list_topics(timeout=60)  # connected first: who asks for an id sooner waits half a second
                 try:
-                    producer.init_transactions(30)
+                    producer.init_transactions(60)
                     image = topics.catch_up()
                     if records and _landed(image, records):
                         return records
@@ -142,7 +142,7 @@ class Writer:
                     producer.begin_transaction()
                     for key, value in records:
                         producer.produce(topics.registry, value, key, 0)
-                    producer.commit_transaction(30)
+                    producer.commit_transaction(60)
                     return records
                 except KafkaException as error:
                     if not error.args[0].fatal() and not error.args[0].txn_requires_abort():

@@ -24,7 +24,7 @@ from .registry_records import REPOSITORY, key_of, manifest, release
 
 TOPICS = Topics("t")
 FRAUD = ModelRef("fraud")
-DEADLINE_S = 30.0
+DEADLINE_S = 60.0
 
 
 def wait_until(condition: Callable[[], object], what: str, deadline_s: float = DEADLINE_S) -> None:

@@ -40,7 +40,7 @@ SCORES = "scores"
 TO = Destination("events", (SCORES,), "scores.dead-letters")
 TOPICS = Topics("t")
 GROUP = "g"
-SOON_S = 10.0
+SOON_S = 60.0
 
 
 class FunctionServable:

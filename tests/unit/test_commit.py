@@ -27,7 +27,7 @@ from modelcast.testing.group import CommitFault, MemoryGroupConsumer, MemoryGrou
 
 SCORES = "scores"
 TO = Destination("events", (SCORES,), "scores.dead-letters")
-SOON_S = 10.0
+SOON_S = 60.0
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from modelcast.testing.group import CommitFault, MemoryGroupConsumer, MemoryTran
 from .control_rig import wait_until
 from .scorer_rig import FunctionServable, Rig, RunningScorer
 
-SOON_S = 10.0
+SOON_S = 60.0
 
 
 class Gate:

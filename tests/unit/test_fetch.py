@@ -367,7 +367,7 @@ def test_a_host_fetches_a_version_once(repository: Repository, tmp_path: Path) -
     caches = [Cache(tmp_path / "cache") for _ in range(4)]  # as four processes have
 
     def fetch(cache: Cache) -> dict[str, bytes]:
-        ready.wait(10)
+        ready.wait(60)
         return contents(Fetcher(log, TOPICS, cache).fetch(record))
 
     with ThreadPoolExecutor(4) as pool:

@@ -55,7 +55,7 @@ def test_a_killed_process_leaves_its_id_to_the_next(tmp_path: Path) -> None:
         with claim_instance(tmp_path, scope="s", host="h") as beside:
             assert beside.name == "h-1"
         child.send_signal(signal.SIGKILL)
-        child.wait(10)
+        child.wait(60)
     assert claim_instance(tmp_path, scope="s", host="h").name == "h-0"
 
 

@@ -161,11 +161,11 @@ def test_threads_share_a_session_and_no_buffers() -> None:
     barrier = threading.Barrier(LANES + 2)
 
     def work(numbers: range) -> None:
-        barrier.wait(10)
+        barrier.wait(60)
         for number in numbers:
             assert_same(bound.run(batches[number]), plain.run(batches[number]))
 
     with ThreadPoolExecutor(LANES + 2) as pool:
         for done in [pool.submit(work, range(first, len(batches), LANES + 2)) for first in range(LANES + 2)]:
-            done.result(30)
+            done.result(60)
     assert bound._lanes.qsize() == LANES

@@ -25,8 +25,8 @@ def test_a_waiting_reader_is_woken_by_a_record() -> None:
     writer = log.writer()
     threading.Timer(0.05, lambda: writer.send("t", key=None, value=b"x")).start()
     started = time.monotonic()
-    assert [record.value for record in reader.poll(10.0)] == [b"x"]
-    assert time.monotonic() - started < 5.0
+    assert [record.value for record in reader.poll(60.0)] == [b"x"]
+    assert time.monotonic() - started < 30.0
 
 
 def test_a_waiting_reader_is_woken_by_a_commit() -> None:
@@ -37,7 +37,7 @@ def test_a_waiting_reader_is_woken_by_a_commit() -> None:
     writer.send("t", key=None, value=b"x")
     reader = log.reader("t", {0: 0})
     threading.Timer(0.05, writer.commit).start()
-    assert [record.value for record in reader.poll(10.0)] == [b"x"]
+    assert [record.value for record in reader.poll(60.0)] == [b"x"]
     assert reader.position(0) == 2
 
 

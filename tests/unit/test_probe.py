@@ -77,7 +77,7 @@ def test_f19_a_loop_without_end_meets_its_time_limit(runner: TrialRunner, tmp_pa
     began = time.monotonic()
     with pytest.raises(SmokeRunError, match=r"took longer than 0\.5 s"):
         runner.run(trial(graph, wall_s=0.5))
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 60
 
 
 def test_a_graph_that_fails_says_why(runner: TrialRunner, tmp_path: Path) -> None:
@@ -98,12 +98,12 @@ def test_f20_a_crash_is_the_childs_only(tmp_path: Path) -> None:
         pid = runner._child.pid
         outcome = pool.submit(runner.run, trial(graph))
         limits = Path(f"/proc/{pid}/limits")
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while not re.search(r"Max data size +\d", limits.read_text()) and time.monotonic() < deadline:
             time.sleep(0.005)  # until the trial has begun
         os.kill(pid, signal.SIGSEGV)
         with pytest.raises(SmokeRunError, match=r"crashed the process that tried it \(SIGSEGV"):
-            outcome.result(20)
+            outcome.result(60)
 
 
 def test_a_waiting_child_ends_with_its_runner() -> None:

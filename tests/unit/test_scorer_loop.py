@@ -166,10 +166,10 @@ def test_f41_a_member_that_lost_its_partitions_commits_nothing_for_them() -> Non
 
     def stall() -> None:
         running.set()
-        assert go_on.wait(10)
+        assert go_on.wait(60)
 
     with RunningScorer(rig, live=FunctionServable(1, before=stall), end=rig.end()) as slow:
-        assert running.wait(10)
+        assert running.wait(60)
         rig.log.lose(slow.consumer)  # the broker thinks it dead in the middle of a batch
         with RunningScorer(rig, live=FunctionServable(2), end=rig.end()) as quick:
             quick.join()

@@ -36,7 +36,7 @@ def test_f31_a_commit_too_slow_for_a_revocation_loses_no_event_of_the_partitions
 
     def slow(self: Any, *arguments: Any) -> Any:
         committing.set()
-        assert go_on.wait(10)
+        assert go_on.wait(60)
         return original(self, *arguments)
 
     monkeypatch.setattr(producer, finish, slow)
@@ -52,9 +52,9 @@ def test_f31_a_commit_too_slow_for_a_revocation_loses_no_event_of_the_partitions
                 go_on.set()
 
         scorer.on_tick = revoke
-        assert committing.wait(10)
+        assert committing.wait(60)
         rig.send(range(2, 20), partition=0)
-        assert revoked.wait(10)
+        assert revoked.wait(60)
         wait_until(lambda: rig.committed().get(0) == 20, "the end of the partition that stayed")
     assert scorer.error is None
     assert set(sources(rig)) == {(0, offset) for offset in range(20)}
