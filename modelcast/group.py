@@ -68,7 +68,8 @@ class GroupConsumer(Protocol):
 
     def seek(self, offsets: Mapping[int, int]) -> None: ...
 
-    def pause(self, partitions: Sequence[int]) -> None: ...
+    def pause(self, partitions: Sequence[int]) -> None:
+        """Hands out nothing of these partitions until `resume`, or until they are given up."""
 
     def resume(self, partitions: Sequence[int]) -> None: ...
 

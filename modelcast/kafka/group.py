@@ -230,6 +230,8 @@ class KafkaGroupConsumer:
     def _unassign(self, partitions: list[TopicPartition]) -> None:
         for partition in partitions:
             self._positions.pop(partition.partition, None)
+        # The client remembers a pause of ours beyond the assignment: a partition that comes back would stay silent.
+        self._consumer.resume(partitions)
         if self._incremental:
             self._consumer.incremental_unassign(partitions)
         else:

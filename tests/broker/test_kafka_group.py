@@ -215,6 +215,24 @@ def test_partitions_move_between_members_and_nothing_is_read_twice(
         assert any(name == "on_revoke" for name, _ in first.calls)
 
 
+def test_a_pause_ends_with_the_assignment(log: KafkaLog, join: Callable[..., Member]) -> None:
+    topic = fresh(log, partitions=2)
+    member = join(topic)
+    member.await_assignment(0, 1)
+    member.consumer.pause([0, 1])
+    other = join(topic)
+    deadline = time.monotonic() + DEADLINE_S
+    while not (len(member.consumer.assignment()) == len(other.consumer.assignment()) == 1):
+        assert time.monotonic() < deadline, (member.calls, other.calls)
+        for one in (member, other):
+            one.consumer.consume(1, 0.05)
+    other.consumer.close()
+    member.await_assignment(0, 1)
+    put(log, topic, b"a", partition=0)
+    put(log, topic, b"b", partition=1)
+    assert set(numbers(member.consume(lambda read: len(read) == 2))) == {b"a", b"b"}
+
+
 def test_a_static_member_that_restarts_has_its_partitions_back_at_once_without_a_rebalance(
     log: KafkaLog, join: Callable[..., Member]
 ) -> None:
