@@ -165,8 +165,8 @@ def predict(servers: str) -> None:
 def test_a_model_of_5_gb_is_published_pulled_loaded_and_scored_in_bounded_memory(folder: Path) -> None:
     source = folder / "source"
     source.mkdir()
-    digests = write_model(source)
     with local_broker(folder / "broker") as broker:
+        digests = write_model(source)  # only now: a broker that starts waits for its disk, which this keeps busy
         servers = broker.bootstrap_servers
         repository = Repository.on(servers, prefix=PREFIX)
         published, _ = run("publisher", folder, "-m", THIS, "publish", servers, str(source / "model.onnx"))
