@@ -187,7 +187,7 @@ class LogContract:
             read_to(reader, {0: 0})
             started = time.monotonic()
             assert list(reader.poll(0.3)) == []
-            assert 0.2 <= time.monotonic() - started < 2.0
+            assert 0.2 <= time.monotonic() - started < 20.0
 
     def test_a_reader_sees_what_is_written_after_it(self, log: Log) -> None:
         topic = fresh(log, partitions=2)

@@ -35,10 +35,10 @@ from .process import POLL_INTERVAL_S, Process, spawn
 from .settings import STARTED_LINE, log4j_properties, server_properties
 
 DEFAULT_HEAP_MB = 512  # 160 MB resident in ordinary use; less makes fetches of large models collect garbage
-START_TIMEOUT_S = 60.0  # 1.5 s on an idle machine; a loaded one with two cores may need ten times that
-STOP_TIMEOUT_S = 30.0  # a controlled shutdown takes 0.5 s; writing the ahead-of-time cache adds seconds, once
-KILL_TIMEOUT_S = 10.0  # the kernel needs milliseconds, unless it writes a core or waits for a disk
-FORMAT_TIMEOUT_S = 60.0
+START_TIMEOUT_S = 180.0  # 1.5 s on an idle machine, over a minute on one shared by many; one that fails is told at once
+STOP_TIMEOUT_S = 60.0  # a controlled shutdown takes 0.5 s; writing the ahead-of-time cache adds seconds, once
+KILL_TIMEOUT_S = 60.0  # the kernel needs milliseconds, unless it writes a core or waits for a disk
+FORMAT_TIMEOUT_S = 180.0
 PORT_TRIES = 3  # between drawing a port and listening on it, somebody else may take it
 LOG_TAIL_LINES = 15  # in an error message: what fits a terminal
 
@@ -296,9 +296,15 @@ class LocalBroker:
             "--config",
             str(config),
         ]
-        done = subprocess.run(
-            tool, env=_environment(), capture_output=True, text=True, timeout=FORMAT_TIMEOUT_S, check=False
-        )
+        try:
+            done = subprocess.run(
+                tool, env=_environment(), capture_output=True, text=True, timeout=FORMAT_TIMEOUT_S, check=False
+            )
+        except subprocess.TimeoutExpired:
+            raise BrokerError(
+                f"Kafka did not prepare {self._kafka_dir} within {FORMAT_TIMEOUT_S:.0f} s",
+                hint="It takes a second on a machine with nothing else to do: try again",
+            ) from None
         if done.returncode != 0:
             raise BrokerError(
                 f"Kafka could not prepare {self._kafka_dir}:\n{relevant_lines(done.stdout + done.stderr)}",

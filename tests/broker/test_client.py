@@ -5,7 +5,6 @@ from __future__ import annotations
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from modelcast.errors import BrokerError, RepositoryNotFoundError
 from modelcast.publisher.session import RegistryWriter
 from modelcast.records import InstanceStatus, ModelState
 from modelcast.registry.repository import init
+from tests.machine import Stopwatch
 from tests.unit.control_rig import wait_until
 from tests.unit.linear_model import linear_model
 
@@ -80,18 +80,19 @@ def own_repository(own_broker: LocalBroker, prefix: str, tmp_path: Path) -> Iter
 
 
 def test_publish_to_live_takes_at_most_a_second_in_the_median(repository: Repository) -> None:
-    took_ms = []
+    took_ms, in_time = [], 0
     repository.publish(0.0)
     with repository.client() as client:
         fraud = client["fraud"]
         for version in range(2, 12):
             repository.publish(float(version))
-            committed_s = time.monotonic()
+            watch = Stopwatch()
             wait_until(lambda v=version: fraud.version == v, f"version {version} to be live")
-            took_ms.append((time.monotonic() - committed_s) * 1000)
+            took_ms.append(watch.took_s * 1000)
+            in_time += watch.allows(watch.took_s, 1.0)
             assert fraud.predict(ROWS)["score"].tolist() == [11.0 + version, 22.0 + version]
     print(f"\npublish to live: median {statistics.median(took_ms):.0f} ms, longest {max(took_ms):.0f} ms")
-    assert statistics.median(took_ms) <= 1000
+    assert in_time >= len(took_ms) / 2, "not in the median"
 
 
 def test_the_status_topic_tells_what_is_live_and_that_it_stopped(repository: Repository) -> None:

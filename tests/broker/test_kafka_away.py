@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -23,6 +22,7 @@ from modelcast.publisher.session import RegistryWriter
 from modelcast.registry.repository import init
 from modelcast.topics import Topics
 from tests.log_contract import DEADLINE_S, fresh, put, read_to, read_until, settled_ends, values
+from tests.machine import Stopwatch
 from tests.unit.control_rig import wait_until
 from tests.unit.linear_model import linear_model
 
@@ -54,10 +54,10 @@ def test_a_commit_without_an_answer_is_in_doubt_until_the_id_is_taken_again(
         assert raised.value.retriable is False
         with pytest.raises(OutcomeUnknownError):
             writer.begin()
-        started = time.monotonic()
+        watch = Stopwatch()
         writer.abort()
         writer.close()
-        assert time.monotonic() - started < 1.0
+        assert watch.allows(watch.took_s, 1.0)
     finally:
         own_broker.resume()
     with closing(log.transactional_writer(topic, timeout_ms=TIMEOUT_MS)) as successor:
@@ -130,13 +130,14 @@ def test_an_application_starts_from_its_cache_while_the_broker_is_away_and_follo
     starts = 0
     while True:  # other processes may take the processors from one start
         starts += 1
+        watch = Stopwatch()
         with _starting(own_broker, prefix, tmp_path) as (told, await_more):
             print(f"\nlive {told['took_s']:.2f} s after its start with no broker")
             assert (told["version"], told["scores"]) == (1, [111.0])
             assert told["stale_s"] > 0
             if told["took_s"] > LIVE_WITHIN_S and starts < MAX_STARTS:
                 continue
-            assert told["took_s"] <= LIVE_WITHIN_S
+            assert watch.allows(told["took_s"], LIVE_WITHIN_S)
             own_broker.restart()
             writer.publish("fraud", linear_model(tmp_path / "two", 200.0), release=True)
             assert await_more() == {"stale_s": 0.0, "version": 2}

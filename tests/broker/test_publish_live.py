@@ -15,6 +15,7 @@ from modelcast.dev.broker import LocalBroker
 from modelcast.publisher.prepare import prepare
 from modelcast.publisher.session import RegistryWriter
 from modelcast.registry.repository import init
+from tests.machine import Stopwatch
 from tests.publishing import FIELDS, wide_model
 
 RELEASES = 12
@@ -28,7 +29,7 @@ def test_a_small_model_is_live_within_a_second_of_its_publication(
     monkeypatch.setenv("MODELCAST_STATE_DIR", str(tmp_path / "state"))
     connection = Connection.resolve(broker.bootstrap_servers, prefix=prefix)
     live: queue.Queue[tuple[float, int]] = queue.Queue()
-    took_ms = []
+    took_ms, in_time = [], 0
     with connection.open_log() as log:
         init(log, connection.topics, blob_partitions=2)
     with (
@@ -42,14 +43,15 @@ def test_a_small_model_is_live_within_a_second_of_its_publication(
             folder.mkdir()
             source = wide_model(1_000, bias=version).SerializeToString()
             content = prepare(source, EXAMPLES, fields=FIELDS, directory=folder)
-            started = time.monotonic()
+            watch, started = Stopwatch(), time.monotonic()
             registry.publish("fraud", content, release=True)
             at, went_live = live.get(timeout=LONGEST_S)
             assert went_live == version
             took_ms.append((at - started) * 1_000)
+            in_time += watch.allows(at - started, 1.0)
             assert models["fraud"].predict({"amount": [0.0], "age": [0.0]})["score"].tolist() == [version]
     print(
         f"publish to live, {RELEASES} releases: median {statistics.median(took_ms):.0f} ms, "
         f"least {min(took_ms):.0f}, most {max(took_ms):.0f} ms"
     )
-    assert statistics.median(took_ms) <= 1_000
+    assert in_time > RELEASES / 2, "not in the median"

@@ -195,7 +195,7 @@ class TestErrors:
         started = time.monotonic()
         with pytest.raises(ModelNotFoundError, match="no model 'fraud'"):
             client["fraud"]
-        assert time.monotonic() - started < 5
+        assert time.monotonic() - started < 20  # who waits for a model has 30 s
 
     def test_a_model_found_missing_once_is_found_when_it_is_there(
         self, repository: Repository, client: ModelClient

@@ -27,6 +27,7 @@ from modelcast.errors import (
 from modelcast.names import ModelRef, ModelVersion
 from modelcast.records import ModelState
 from modelcast.trust.policy import WhenStale
+from tests.machine import Stopwatch
 
 from .control_rig import DEADLINE_S, FRAUD, TOPICS, Rig, wait_until
 from .registry_records import manifest, release
@@ -112,7 +113,7 @@ class TestWaiting:
         assert plane.loader.entered.wait(DEADLINE_S)
         started = time.monotonic()
         plane.plane.close()
-        assert time.monotonic() - started < 5
+        assert time.monotonic() - started < DEADLINE_S / 2
         plane.loader.gate.set()
         wait_until(lambda: plane.loader.made and plane.loader.made[0].closed_by, "the late servable to be destroyed")
 
@@ -156,10 +157,10 @@ class TestWaiting:
         plane.publish(1)
         plane.plane.start()
         slot = plane.plane.wait_live(FRAUD, DEADLINE_S)
-        started = time.monotonic()
+        watch = Stopwatch()
         plane.publish(2)
         wait_until(lambda: slot.live.id.version == 2, "version 2 to be live")
-        assert time.monotonic() - started < 1.0
+        assert watch.allows(watch.took_s, 1.0)
 
 
 class TestManyModels:

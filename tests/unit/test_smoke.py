@@ -103,7 +103,7 @@ def test_the_wall_clock_ends_it_too(tmp_path: Path) -> None:
     started = time.monotonic()
     with pytest.raises(SmokeRunError, match=r"time limit of 1\.5 s"):
         smoke.run(endless(tmp_path), {"x": X}, SmokeLimits(wall_s=1.5))
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 60
 
 
 def test_limits_grow_with_the_model() -> None:

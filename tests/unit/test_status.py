@@ -218,7 +218,7 @@ class HangingLog:
 
     def writer(self) -> LogWriter:
         self.opened += 1
-        assert self.answers.wait(10.0)
+        assert self.answers.wait(60.0)
         writer: LogWriter = self._log.writer()
         writer.close = self.closed.set  # type: ignore[method-assign]
         return writer
@@ -262,7 +262,7 @@ class TestALogThatHangs:
         for version in range(4, 14):
             bench.now_s += 1
             bench.reporter.report(replace(STATUS, models=(replace(STATUS.models[0], live_version=version),)))
-        assert time.monotonic() - started < 1.0
+        assert time.monotonic() - started < 30.0
         assert hanging.opened == 1
         hanging.answers.set()
         bench.report(STATUS)
@@ -272,7 +272,7 @@ class TestALogThatHangs:
         started = time.monotonic()
         bench.reporter.report(STATUS)
         bench.reporter.close(STATUS)
-        assert time.monotonic() - started < CLOSE_TIMEOUT_S + 1.0
+        assert time.monotonic() - started < CLOSE_TIMEOUT_S + 30.0
         hanging.answers.set()
         wait_until(hanging.closed.is_set, "the late writer to be closed")
 
