@@ -273,9 +273,9 @@ def proxied_broker(folder: Path) -> Iterator[tuple[LocalBroker, FaultProxy]]:
             "group.min.session.timeout.ms": "1000",
         },
     )
-    broker.start()
-    proxy.start(behind)
     try:
+        broker.start()
+        proxy.start(behind)
         yield broker, proxy
     finally:
         proxy.close()
