@@ -20,6 +20,7 @@ from confluent_kafka.admin import AdminClient, MemberDescription
 
 from modelcast.kafka import KafkaLog
 from modelcast.log import TopicSpec
+from tests.reliability.figures import counted
 from tests.unit.linear_model import linear_model
 
 from . import oracle
@@ -182,6 +183,12 @@ class Stage:
             schemas=self.schemas,
         )
         print(verdict)
+        counted(
+            events=verdict.events,
+            lost=len(verdict.lost),
+            doubled=len(verdict.doubled),
+            out_of_order=len(verdict.out_of_order),
+        )
         return verdict
 
     def finish(self, *options: str) -> Mapping[str, Any]:

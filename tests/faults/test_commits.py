@@ -18,6 +18,7 @@ from modelcast.dev.broker import LocalBroker
 from modelcast.errors import BrokerError
 from modelcast.kafka import KafkaLog
 from tests.fault_proxy import Api, FaultProxy, Way, proxied_broker
+from tests.reliability.figures import figure
 
 from .scorer_processes import Stage, wait_for
 
@@ -189,7 +190,7 @@ def test_f37_a_signal_while_nobody_answers_a_commit_ends_the_scorer_all_the_same
         assert scorer.end() == 0, scorer.last_words()
         took_s = time.monotonic() - started_s
         hold.lose()
-    print(f"ended {took_s:.1f} s after SIGTERM; {drain_s:g} s to finish, as long again to close")
+    figure(f"ended {took_s:.1f} s after SIGTERM; {drain_s:g} s to finish, as long again to close")
     assert took_s < 2 * drain_s + 5
     stage.finish("--instance", "a")
     assert stage.judge().is_whole

@@ -31,6 +31,7 @@ from modelcast.publisher.upload import CHUNK_BYTES
 from modelcast.registry.repository import CATCH_UP_TIMEOUT_S, init
 from modelcast.topics import Topics, blob_partition
 from tests.publishing import FIELDS, SETTLED_S, TIMEOUT_S, chunks, image, stable_s, wide_model
+from tests.reliability.figures import figure
 from tests.unit.registry_records import key_of, manifest
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -192,7 +193,7 @@ def test_f01_killed_between_the_records_and_the_commit_the_rerun_ends_the_open_t
     status, rerun = end(go(child))
     took_s = time.monotonic() - started
     stable_s(log, registry)
-    print(f"a dead publisher's transaction was ended and its model published in {took_s:.2f} s")
+    figure(f"a dead publisher's transaction was ended and its model published in {took_s:.2f} s")
     assert (status, rerun["version"], rerun["bytes_sent"]) == (0, 1, 0)
     entry = image(log, publishers.topics).models[MODEL]
     assert list(entry.versions) == [1]
@@ -234,7 +235,7 @@ def test_f01_killed_anywhere_in_the_commit_version_and_release_stand_together_or
         assert len(versions) - count in (0, 1)
         assert [release.version for release in (after.releases if after else ())] == versions
         stood.append(len(versions) - count)
-    print(f"of {COMMITS} commits cut short, {sum(stood)} stood: {stood}")
+    figure(f"of {COMMITS} commits cut short {sum(stood)} stood, whole")
     status, rerun = publishers.run(model)
     assert (status, rerun["version"]) == (0, sum(stood) + 1)
 
@@ -252,7 +253,7 @@ def test_f02_broker_killed_in_mid_upload_one_manifest_all_the_same(
         started = time.monotonic()
         own_broker.restart()
         status, published = end(child)
-        print(f"published {time.monotonic() - started:.1f} s after the broker was killed")
+        figure(f"published {time.monotonic() - started:.1f} s after the broker was killed")
         assert (status, published["version"]) == (0, 1)
         entry = image(log, publishers.topics).models[MODEL]
         assert list(entry.versions) == [1]
@@ -327,7 +328,7 @@ def test_f03_rollbacks_fired_all_the_time_never_kill_a_long_upload(
         registry.release(MODEL, 1 + fired % 2)
         fired += 1
         publisher.join(ROLLBACK_EVERY_S)
-    print(f"{fired} releases meanwhile, {attempts} attempts")
+    figure(f"{fired} releases during one upload, nothing sent twice")
     assert fired > 5, "too few to be in the way"
     assert [p.manifest.version for p in published] == [3]
     assert published[0].bytes_sent == sum(file.size for file in large.files)
@@ -383,7 +384,7 @@ def test_f42_a_transaction_that_a_dead_publisher_of_another_model_left_is_waited
     started = time.monotonic()
     published = RegistryWriter(log, topics).publish("spam", model, release=True)
     took_s = time.monotonic() - started
-    print(f"published behind a dead publisher's transaction after {took_s:.1f} s")
+    figure(f"published behind a dead publisher's transaction after {took_s:.1f} s")
     assert published.manifest.version == 1
     assert took_s < 1 + SWEEP_S + 5
     assert list(image(log, topics).models) == ["spam"]

@@ -14,6 +14,7 @@ from benchmarks.registry import Reading, fill, follow_apart, publish_apart, read
 from benchmarks.transfers import apart
 from modelcast.dev.broker import LocalBroker
 from modelcast.kafka import KafkaLog
+from tests.reliability.figures import figure
 
 MODELS, VERSIONS = 1_000, 10
 MORE = 50
@@ -38,7 +39,10 @@ def test_f40_a_start_takes_time_and_memory_in_proportion_and_one_more_release_ta
     with KafkaLog({"bootstrap.servers": servers}) as log:
         fill(log, MODELS, VERSIONS)
     reading: Reading = apart(read_apart, servers, MORE)
-    print(f"\n{reading}")
+    figure(
+        f"{MODELS * VERSIONS:,} versions of {MODELS:,} models: {reading.catch_up_cpu_s:.2f} s of processor time, "
+        f"{reading.image_mb:.0f} MB, one more release in {reading.more_ms:.1f} ms"
+    )
     versions = MODELS * VERSIONS
     assert reading.catch_up_cpu_s * 1000 / versions <= MOST_MS_PER_VERSION
     assert reading.image_mb is not None
@@ -47,6 +51,6 @@ def test_f40_a_start_takes_time_and_memory_in_proportion_and_one_more_release_ta
     read_s = versions * MOST_MS_PER_VERSION / 1000
     assert apart(publish_apart, servers, tmp_path) <= read_s + SLACK_S
     application = apart(follow_apart, servers, tmp_path)
-    print(application)
+    figure(f"an application is live after {application.live_s:.2f} s with {application.resident_mb:.0f} MB resident")
     assert application.live_s <= read_s + SLACK_S
     assert application.resident_mb <= MOST_APPLICATION_MB

@@ -20,6 +20,7 @@ from modelcast.errors import ExitCode
 from modelcast.events.schemas import SchemaTopic
 from modelcast.kafka import KafkaLog
 from modelcast.topics import Topics
+from tests.reliability.figures import figure
 
 from . import oracle
 from .scorer_processes import Stage, wait_for
@@ -67,7 +68,7 @@ def test_f27_a_killed_scorer_s_partitions_are_scored_again_in_time(stage: Stage,
                 took_s = _recovery_s(watch, behind, killed_at)
         else:
             took_s = _recovery_s(watch, behind, killed_at)
-    print(f"all partitions scored again {took_s:.1f} s after kill -9 ({'restarted' if restarted else 'gone'})")
+    figure(f"all partitions scored again {took_s:.1f} s after kill -9 ({'restarted' if restarted else 'gone'})")
     assert took_s <= (RESTARTED_WITHIN_S if restarted else GONE_WITHIN_S)
     stage.finish("--instance", "a")
     assert stage.judge().is_whole

@@ -17,6 +17,7 @@ from modelcast.dev.broker import LocalBroker
 from modelcast.publisher.session import RegistryWriter
 from modelcast.records import GRAPH_PATH
 from modelcast.testing.broker import local_broker
+from tests.reliability.figures import figure
 
 from .models import lazy_model, open_graph
 from .scorer_processes import ScoreProcess, Stage, wait_for
@@ -75,7 +76,7 @@ def test_f32_a_model_slower_than_max_poll_interval_ms_is_not_evicted(stage: Stag
             started_s = time.monotonic()
             stage.await_scored(count)
             took_s = time.monotonic() - started_s
-            print(f"{count} events in {took_s:.1f} s, max.poll.interval.ms {MAX_POLL_S:g} s")
+            figure(f"{count} events in {took_s:.1f} s, max.poll.interval.ms {MAX_POLL_S:g} s")
             assert took_s > MAX_POLL_S, "the model was too quick to tell"
         assert stage.member_of("a") == member, "it had to join again"
         assert scorer.end() == 0, scorer.last_words()
@@ -102,7 +103,7 @@ def test_f32_what_waits_for_a_slow_model_is_lag_and_not_memory(stage: Stage) -> 
         peak_kib = memory_kib(scorer, "VmHWM")
         assert scorer.end() == 0, scorer.last_words()
     lag = max(line["lag"] or 0 for line in scorer.lines if line["event"] == "progress")
-    print(f"{BACKLOG_BYTES >> 20} MiB, lag up to {lag}: from {before_kib >> 10} to {peak_kib >> 10} MiB resident")
+    figure(f"{BACKLOG_BYTES >> 20} MiB, lag up to {lag:,}: from {before_kib >> 10} to {peak_kib >> 10} MiB resident")
     assert lag > count // 10
     assert peak_kib - before_kib < GROWTH_MOST_KIB
     assert stage.judge().is_whole

@@ -27,6 +27,7 @@ from modelcast.publisher.session import RegistryWriter
 from modelcast.registry.repository import init
 from modelcast.testing.memory import MemoryLog
 from modelcast.topics import Topics
+from tests.reliability.figures import figure
 from tests.unit.linear_model import linear_model
 
 SWAPS = int(os.environ.get("MODELCAST_SWAPS", "300"))
@@ -90,7 +91,7 @@ def test_f25_swaps_of_real_sessions_leave_no_memory_thread_or_file_behind(tmp_pa
     seen = said.get(timeout=ENDED_S)
     process.join(LIVE_S)
     before, after = seen["before"], seen["after"]
-    print(f"{SWAPS} swaps under {seen['scored']} runs: {before.resident_kib} to {after.resident_kib} KiB resident")
+    figure(f"{SWAPS:,} swaps under {seen['scored']} runs: {before.resident_kib} to {after.resident_kib} KiB resident")
     assert seen["wrong"] == []
     assert seen["scored"] > 0
     assert after.resident_kib <= GROWTH_MOST * before.resident_kib

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import tracemalloc
 from dataclasses import replace
 
 import pytest
@@ -37,6 +38,8 @@ texts = st.text(st.characters(codec="utf-8"), max_size=20)
 names = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,20}", fullmatch=True)
 digests = st.from_regex(r"sha256:[0-9a-f]{64}", fullmatch=True)
 longs = st.integers(0, 2**53)
+# Half of them as publishers write them, or hardly any would be.
+int64s = st.integers(0, 1_000_000) | st.integers(-(2**63), 2**63 - 1)
 shapes = st.lists(st.none() | st.integers(0, 1000), max_size=3).map(tuple)
 dtypes = st.sampled_from(DType)
 floats = st.floats(allow_nan=False)
@@ -147,6 +150,23 @@ def test_f08_what_a_manifest_declares_is_bounded_before_anyone_allocates(change:
     envelope = codec.seal(replace(manifest(1), **change))  # type: ignore[arg-type]
     with pytest.raises(WireError, match="out of bounds|declares model"):
         codec.unseal(envelope)
+
+
+@given(st.lists(int64s, min_size=1, max_size=5), int64s)
+def test_f08_whatever_sizes_are_declared_what_is_taken_is_within_bounds(sizes: list[int], chunk_bytes: int) -> None:
+    entries = tuple(FileEntry(f"{n}", size, "sha256:" + "0" * 64) for n, size in enumerate(sizes))
+    envelope = codec.seal(replace(manifest(1), files=entries, chunk_bytes=chunk_bytes))
+    tracemalloc.start()
+    try:
+        taken = codec.unseal(envelope)
+    except WireError:
+        taken = None
+    finally:
+        peak_bytes = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert peak_bytes < 1 << 20
+    within = all(0 <= size <= codec.MAX_FILE_BYTES for size in sizes) and sum(sizes) <= codec.MAX_MODEL_BYTES
+    assert (taken is not None) == (within and 1 <= chunk_bytes <= codec.MAX_CHUNK_BYTES)
 
 
 @pytest.mark.parametrize("bad", [replace(release(2, 1), sequence=0), replace(release(2, 1), restores=2)])

@@ -151,7 +151,7 @@ def test_f29_whatever_becomes_of_a_commit_nothing_is_lost_doubled_or_out_of_orde
     ),
     events_max=st.integers(1, 30),
 )
-def test_any_row_of_faults_leaves_every_event_scored_once(faults: list[CommitFault], events_max: int) -> None:
+def test_f29_any_row_of_faults_leaves_every_event_scored_once(faults: list[CommitFault], events_max: int) -> None:
     rig = Rig()
     rig.send(range(80))
     rig.log.next_commits.extend(faults)
