@@ -30,6 +30,7 @@ from modelcast.publisher.session import RegistryWriter
 from modelcast.publisher.upload import CHUNK_BYTES
 from modelcast.registry.repository import CATCH_UP_TIMEOUT_S, init
 from modelcast.topics import Topics, blob_partition
+from tests.machine import Stopwatch
 from tests.publishing import FIELDS, SETTLED_S, TIMEOUT_S, chunks, image, stable_s, wide_model
 from tests.reliability.figures import figure
 from tests.unit.registry_records import key_of, manifest
@@ -48,6 +49,8 @@ COMMITS = 4
 # An upload of forty chunks at this pace is fenced a dozen times, by people who roll back as fast as they can type.
 PACE_S = 0.1
 ROLLBACK_EVERY_S = 0.3
+# Fewer releases than these would not be in the way of an upload, which waits for them before its end.
+ENOUGH = 5
 EXAMPLES = [{"amount": 1.0, "age": 2.0}, {"amount": 3.0, "age": 4.0}]
 
 
@@ -189,9 +192,10 @@ def test_f01_killed_between_the_records_and_the_commit_the_rerun_ends_the_open_t
     assert stable == true - 2  # both records stand there, in a transaction nobody will end
 
     child = publishers.start(model)
-    started = time.monotonic()
+    watch = Stopwatch()
     status, rerun = end(go(child))
-    took_s = time.monotonic() - started
+    took_s = watch.took_s
+    in_time = watch.allows(took_s, 8)  # the broker itself ends it after 10 s at the earliest
     stable_s(log, registry)
     figure(f"a dead publisher's transaction was ended and its model published in {took_s:.2f} s")
     assert (status, rerun["version"], rerun["bytes_sent"]) == (0, 1, 0)
@@ -199,7 +203,7 @@ def test_f01_killed_between_the_records_and_the_commit_the_rerun_ends_the_open_t
     assert list(entry.versions) == [1]
     assert [release.sequence for release in entry.releases] == [1]
     assert entry.version(1).manifest.digest == rerun["digest"]
-    assert took_s < 8  # the broker itself ends it after 10 s at the earliest
+    assert in_time, took_s
 
 
 def test_f01_killed_right_after_the_commit_the_version_stands_whole(
@@ -311,11 +315,14 @@ def test_f03_rollbacks_fired_all_the_time_never_kill_a_long_upload(
         registry.publish(MODEL, model, release=True)
     published: list[Published] = []
     attempts = 0
+    in_the_way = threading.Event()
 
     def pace(_: str, done: int, total: int) -> None:
         nonlocal attempts
         if not attempts:
             time.sleep(PACE_S)  # a slow network; the attempts after the first find everything there
+            if done == total:
+                assert in_the_way.wait(TIMEOUT_S)
         attempts += done == total
 
     def publish() -> None:
@@ -327,9 +334,10 @@ def test_f03_rollbacks_fired_all_the_time_never_kill_a_long_upload(
     while publisher.is_alive():
         registry.release(MODEL, 1 + fired % 2)
         fired += 1
+        if fired > ENOUGH:
+            in_the_way.set()
         publisher.join(ROLLBACK_EVERY_S)
     figure(f"{fired} releases during one upload, nothing sent twice")
-    assert fired > 5, "too few to be in the way"
     assert [p.manifest.version for p in published] == [3]
     assert published[0].bytes_sent == sum(file.size for file in large.files)
     assert set(chunks(log, topics).values()) == {1}  # nothing was sent twice
@@ -360,7 +368,7 @@ def test_f42_another_models_open_transaction_is_waited_for_not_ended_and_gives_n
     repository = image(log, topics).repository
     assert repository is not None
     other = manifest(1, model="spam", repository=repository.uuid)
-    with closing(log.transactional_writer(topics.publisher_id("spam"), timeout_ms=60_000)) as spam:
+    with closing(log.transactional_writer(topics.publisher_id("spam"), timeout_ms=300_000)) as spam:
         spam.begin()
         spam.send(topics.registry, key=key_of(other), value=codec.encode_envelope(codec.seal(other)), partition=0)
         spam.flush(60)
@@ -381,12 +389,13 @@ def test_f42_a_transaction_that_a_dead_publisher_of_another_model_left_is_waited
     topics = publishers.topics
     status, _ = publishers.run(model, "abandoned")
     assert status == -signal.SIGKILL
-    started = time.monotonic()
+    watch = Stopwatch()
     published = RegistryWriter(log, topics).publish("spam", model, release=True)
-    took_s = time.monotonic() - started
+    took_s = watch.took_s
+    in_time = watch.allows(took_s, 1 + SWEEP_S + 5)
     figure(f"published behind a dead publisher's transaction after {took_s:.1f} s")
     assert published.manifest.version == 1
-    assert took_s < 1 + SWEEP_S + 5
+    assert in_time, took_s
     assert list(image(log, topics).models) == ["spam"]
     # Its own transactions live longer, and are waited out all the same.
     assert TRANSACTION_TIMEOUT_MS / 1_000 + SWEEP_S < CATCH_UP_TIMEOUT_S
@@ -397,7 +406,7 @@ def test_f42_a_transaction_that_stays_open_ends_the_wait_with_an_error_and_nothi
 ) -> None:
     monkeypatch.setattr("modelcast.publisher.hold.CATCH_UP_TIMEOUT_S", 1.0)
     topics = publishers.topics
-    with closing(log.transactional_writer(topics.publisher_id("spam"), timeout_ms=60_000)) as spam:
+    with closing(log.transactional_writer(topics.publisher_id("spam"), timeout_ms=300_000)) as spam:
         spam.begin()
         spam.send(topics.registry, key=b"version/spam/1", value=b"open", partition=0)
         spam.flush(60)

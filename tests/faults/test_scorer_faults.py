@@ -20,6 +20,7 @@ from modelcast.errors import ExitCode
 from modelcast.events.schemas import SchemaTopic
 from modelcast.kafka import KafkaLog
 from modelcast.topics import Topics
+from tests.machine import Stopwatch
 from tests.reliability.figures import figure
 
 from . import oracle
@@ -61,15 +62,15 @@ def test_f27_a_killed_scorer_s_partitions_are_scored_again_in_time(stage: Stage,
         wait_for(lambda: watch.count() > 2_000, "predictions of both")
         wait_for(lambda: stage.partitions_of("b"), "the second scorer's partitions")
         dies.kill()
-        killed_at = time.monotonic()
+        killed_at, clock = time.monotonic(), Stopwatch()
         behind = dict(feeder.next_offsets)
         if restarted:
             with stage.score("--instance", "b"):
                 took_s = _recovery_s(watch, behind, killed_at)
         else:
             took_s = _recovery_s(watch, behind, killed_at)
+        assert clock.allows(took_s, RESTARTED_WITHIN_S if restarted else GONE_WITHIN_S), took_s
     figure(f"all partitions scored again {took_s:.1f} s after kill -9 ({'restarted' if restarted else 'gone'})")
-    assert took_s <= (RESTARTED_WITHIN_S if restarted else GONE_WITHIN_S)
     stage.finish("--instance", "a")
     assert stage.judge().is_whole
 
@@ -78,7 +79,7 @@ def _recovery_s(watch: oracle.Watch, behind: Mapping[int, int], killed_at: float
     def seen() -> list[float | None]:
         return [watch.first_seen(partition, from_offset=offset) for partition, offset in behind.items()]
 
-    wait_for(lambda: all(at is not None for at in seen()), "every partition to be scored again", 45)
+    wait_for(lambda: all(at is not None for at in seen()), "every partition to be scored again", 120)
     return max(at for at in seen() if at is not None) - killed_at
 
 
@@ -89,13 +90,12 @@ def test_f30_a_scorer_stopped_past_its_transaction_goes_on_or_ends_and_nothing_i
         frozen.wait_line("live")
         wait_for(lambda: stage.partitions_of("b"), "its partitions")
         frozen.process.send_signal(signal.SIGSTOP)
-        time.sleep(9)  # its session of 6 s and its transaction's 6 s are over; others have its partitions
+        time.sleep(9)  # its session of 6 s and its transaction's 6 s are over
+        wait_for(lambda: len(stage.partitions_of("a")) == stage.partitions, "the other to have its partitions")
         frozen.process.send_signal(signal.SIGCONT)
         wait_for(lambda: stage.partitions_of("b") or frozen.process.poll() is not None, "it to come back or to end")
-        if frozen.process.poll() is None:
-            assert frozen.end() == 0
-        else:
-            assert frozen.process.returncode == 7, frozen.last_words()
+        # Fenced, it may go on with its id taken anew, or end, also while it is asked to.
+        assert frozen.end() in (ExitCode.DONE, ExitCode.FENCED), frozen.last_words()
     stage.finish("--instance", "a")
     assert stage.judge().is_whole
 
@@ -133,7 +133,7 @@ def test_f35_retention_that_passes_a_running_scorer_ends_it_with_the_remedy_and_
         for deleted in admin.delete_records(gone).values():
             deleted.result(60)
         scorer.process.send_signal(signal.SIGCONT)
-        assert scorer.process.wait(60) == ExitCode.BROKER, scorer.last_words()
+        assert scorer.process.wait(120) == ExitCode.BROKER, scorer.last_words()
     assert "--reset-offsets" in scorer.last_words()
     # What its open fetch brought before the deletion may be scored, and nothing behind a gap.
     reached = stage.committed()
