@@ -137,8 +137,8 @@ class Log(Protocol):
     def topics(self) -> Mapping[str, int]:
         """Names of all topics with their partition counts. Raises BrokerError when no broker answers."""
 
-    def describe(self, topic: str) -> TopicDescription:
-        """Raises TopicNotFoundError, BrokerError."""
+    def describe(self, topic: str, *, writing: bool = False) -> TopicDescription:
+        """Raises TopicNotFoundError, BrokerError; `writing` says what for, to whom may not even see the topic."""
 
     def create(self, spec: TopicSpec) -> bool:
         """Creates a topic; False if it was there already. Waits until it can be written."""

@@ -23,7 +23,7 @@ from modelcast.group import GroupMetadata
 
 from .connection import close_producer, make_producer, serve
 from .deliveries import Deliveries, await_acknowledged
-from .faults import Faults, error_of
+from .faults import Faults, error_of, reading, writing
 from .pacing import Pacing
 from .settings import batch_settings, transactional_batch_settings
 from .transaction import OFFSETS_TIMEOUT_S, State, Transactions
@@ -61,7 +61,7 @@ class KafkaBatchProducer:
             try:
                 queued = self._producer.produce_batch(topic, left, partition=partition)
             except KafkaException as error:
-                raise self._explain(error_of(error), f"can't send to topic {topic!r}") from error
+                raise self._explain(error_of(error), f"can't send to topic {topic!r}", topic) from error
             serve(self._producer, self._faults)
             if queued == len(left):
                 return
@@ -93,7 +93,7 @@ class KafkaBatchProducer:
             except BufferError:
                 empty = self._wait_for_room({"key": key, "value": value}, empty=empty)
             except KafkaException as error:
-                raise self._explain(error_of(error), f"can't send to topic {topic!r}") from error
+                raise self._explain(error_of(error), f"can't send to topic {topic!r}", topic) from error
             else:
                 return
 
@@ -131,12 +131,12 @@ class KafkaBatchProducer:
             if error is None:
                 continue
             if error.code() != KafkaError._QUEUE_FULL:
-                raise self._explain(error, f"can't send to topic {topic!r}")
+                raise self._explain(error, f"can't send to topic {topic!r}", topic)
             refused.append(record)
         return refused
 
-    def _explain(self, error: KafkaError, doing: str) -> ModelcastError:
-        return self._faults.explain(error, doing)
+    def _explain(self, error: KafkaError, doing: str, topic: str | None = None) -> ModelcastError:
+        return self._faults.explain(error, doing, writing(topic))
 
 
 class KafkaTransactionalBatchProducer(KafkaBatchProducer):
@@ -191,7 +191,7 @@ class KafkaTransactionalBatchProducer(KafkaBatchProducer):
         # By then the broker has aborted the transaction: a later answer would be no use.
         limit_s = min(OFFSETS_TIMEOUT_S, self._timeout_ms / 1000)
         try:
-            self._transactions.run(add, limit_s, doing)
+            self._transactions.run(add, limit_s, doing, reading(topic))
         except TimeoutError as error:
             raise self._transactions.unanswered(doing) from error
 
@@ -228,5 +228,5 @@ class KafkaTransactionalBatchProducer(KafkaBatchProducer):
         serve(self._producer, self._faults)
         self._deliveries.forget()
 
-    def _explain(self, error: KafkaError, doing: str) -> ModelcastError:
-        return self._transactions.failed(error, doing)
+    def _explain(self, error: KafkaError, doing: str, topic: str | None = None) -> ModelcastError:
+        return self._transactions.failed(error, doing, writing(topic))

@@ -25,6 +25,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]  # documented 
     ResourceType,
 )
 
+from modelcast.access.acl import Acl, Operation, ResourceKind, principal_of
 from modelcast.errors import BrokerError, ConfigError, TopicNotFoundError
 from modelcast.log import TopicDescription, TopicSpec
 
@@ -72,29 +73,34 @@ class KafkaLog:
             raise ConfigError("no broker is configured", hint="Set bootstrap.servers, such as localhost:9092.")
         self._settings = dict(settings)
         self._servers = servers
-        self._faults = Faults(servers)
+        self._principal = principal_of(settings)
+        self._faults = self._faults_of()
         self._admin = make_admin(admin_settings(settings), self._faults)
+        self._made: set[str] = set()  # topics that are there for certain, whatever a broker that lags behind says
 
     def topics(self) -> Mapping[str, int]:
         """Names of all topics with their partition counts. Raises BrokerError when no broker answers."""
         return {name: len(topic.partitions) for name, topic in self._metadata().items() if topic.error is None}
 
-    def describe(self, topic: str) -> TopicDescription:
+    def describe(self, topic: str, *, writing: bool = False) -> TopicDescription:
         """Partition count and effective settings, defaults of the cluster included."""
-        self.check_topic(topic)
+        partitions = len(self._existing(topic, Operation.WRITE if writing else Operation.READ).partitions)
         doing = f"can't describe topic {topic!r}"
-        described = self._admin.describe_topics(TopicCollection([topic]), request_timeout=ADMIN_TIMEOUT_S)
-        partitions = len(self._result(described[topic], doing).partitions)
         resource = ConfigResource(ResourceType.TOPIC, topic)
-        configs = self._result(
-            self._admin.describe_configs([resource], request_timeout=ADMIN_TIMEOUT_S)[resource], doing
-        )
+        needs = Acl(ResourceKind.TOPIC, topic, Operation.DESCRIBE_CONFIGS)
+
+        def ask() -> Mapping[str, Any]:
+            asked = self._admin.describe_configs([resource], request_timeout=ADMIN_TIMEOUT_S)[resource]
+            return asked.result()  # type: ignore[no-any-return]  # the client's own types say nothing
+
+        configs = self._settled(ask, doing, needs)
         values = {name: entry.value for name, entry in configs.items() if entry.value is not None}
         return TopicDescription(topic, partitions, values)
 
     def create(self, spec: TopicSpec) -> bool:
         """Creates a topic and waits until its partitions can be written; False if it was there already."""
         self._metadata()
+        self._made.add(spec.name)
         doing = f"can't create topic {spec.name!r}"
         topic = NewTopic(
             spec.name,
@@ -106,7 +112,8 @@ class KafkaLog:
             self._admin.create_topics([topic], request_timeout=ADMIN_TIMEOUT_S)[spec.name].result()
         except KafkaException as error:
             if error_of(error).code() != KafkaError.TOPIC_ALREADY_EXISTS:
-                raise self._explain(error, doing) from error
+                needs = Acl(ResourceKind.TOPIC, spec.name, Operation.CREATE)
+                raise self._explain(error, doing, needs) from error
             return False
         self._await_leaders(spec.name, spec.partitions)
         return True
@@ -123,16 +130,20 @@ class KafkaLog:
     def reader(self, topic: str, start: Mapping[int, int], *, committed: bool = True) -> KafkaReader:
         """A reader of the partitions that are keys of `start`, from those offsets (`BEGINNING` allowed)."""
         self._check_partitions(topic, start)
-        return KafkaReader(self._settings, Faults(self._servers), topic, start, committed=committed)
+        return KafkaReader(self._settings, self._faults_of(), topic, start, committed=committed)
 
     def writer(self) -> KafkaWriter:
         """An idempotent writer, acks=all."""
-        return KafkaWriter(self._settings, Faults(self._servers), self.check_topic)
+        return KafkaWriter(self._settings, self._faults_of(), self._check_writable)
 
     def transactional_writer(self, transactional_id: str, *, timeout_ms: int) -> KafkaTransactionalWriter:
         """Takes a transactional id (`init_transactions`), fencing its holder."""
         return KafkaTransactionalWriter(
-            self._settings, Faults(self._servers), self.check_topic, transactional_id, timeout_ms=timeout_ms
+            self._settings,
+            self._faults_of(transactional_id=transactional_id),
+            self._check_writable,
+            transactional_id,
+            timeout_ms=timeout_ms,
         )
 
     def group_consumer(
@@ -141,7 +152,7 @@ class KafkaLog:
         """A member of a consumer group; `instance` makes it a static one, whose restart does not rebalance."""
         return KafkaGroupConsumer(
             self._settings,
-            Faults(self._servers),
+            self._faults_of(group=group),
             group=group,
             instance=instance,
             session_timeout_ms=session_timeout_ms,
@@ -150,23 +161,29 @@ class KafkaLog:
 
     def group_progress(self, group: str) -> KafkaGroupProgress:
         """The offsets of a group that nobody joins."""
-        return KafkaGroupProgress(self._settings, Faults(self._servers), group)
+        return KafkaGroupProgress(self._settings, self._faults_of(group=group), group)
 
     def batch_producer(self) -> KafkaBatchProducer:
         """An idempotent producer for the data plane."""
-        return KafkaBatchProducer(self._settings, Faults(self._servers))
+        return KafkaBatchProducer(self._settings, self._faults_of())
 
     def transactional_batch_producer(
         self, transactional_id: str, *, timeout_ms: int
     ) -> KafkaTransactionalBatchProducer:
         """Takes a transactional id for the data plane, fencing its holder."""
         return KafkaTransactionalBatchProducer(
-            self._settings, Faults(self._servers), transactional_id, timeout_ms=timeout_ms
+            self._settings,
+            self._faults_of(transactional_id=transactional_id),
+            transactional_id,
+            timeout_ms=timeout_ms,
         )
 
     def check_topic(self, topic: str) -> None:
         """Raises TopicNotFoundError unless the topic exists; never creates it."""
-        self._existing(topic)
+        self._existing(topic, Operation.READ)
+
+    def _check_writable(self, topic: str) -> None:
+        self._existing(topic, Operation.WRITE)
 
     def close(self) -> None:
         """Does nothing: the client closes with its last reference."""
@@ -184,33 +201,51 @@ class KafkaLog:
         serve(self._admin, self._faults)
         return topics
 
-    def _existing(self, topic: str) -> Any:
+    def _existing(self, topic: str, wanted: Operation) -> Any:
+        """The topic, for an operation that brings the sight of it along."""
         found = self._metadata().get(topic)
+        deadline = time.monotonic() + CREATION_TIMEOUT_S
+        while found is None and topic in self._made and time.monotonic() < deadline:  # not every broker knows it yet
+            time.sleep(_PAUSE_S)
+            found = self._metadata().get(topic)
         if found is None:
+            self._refuse_unseen(topic, wanted)
             raise TopicNotFoundError(f"there is no topic {topic!r} at {self._servers}")
         return found
 
+    def _refuse_unseen(self, topic: str, wanted: Operation) -> None:
+        """Raises AuthorizationError for a topic this principal may not see: only asked by name does a broker tell."""
+        asked = self._admin.describe_topics(TopicCollection([topic]), request_timeout=ADMIN_TIMEOUT_S)[topic]
+        try:
+            asked.result()
+        except KafkaException as error:
+            if error_of(error).code() == KafkaError.TOPIC_AUTHORIZATION_FAILED:
+                doing = f"topic {topic!r} is not there, or not to be seen"
+                raise self._explain(error, doing, Acl(ResourceKind.TOPIC, topic, wanted)) from error
+
     def _check_partitions(self, topic: str, partitions: Iterable[int]) -> None:
-        found = self._existing(topic)
+        found = self._existing(topic, Operation.READ)
         missing = [partition for partition in partitions if partition not in found.partitions]
         if missing:
             raise TopicNotFoundError(f"topic {topic!r} has no partition {missing[0]}: it has {len(found.partitions)}")
 
     def _offsets(self, topic: str, spec: Any, isolation: IsolationLevel) -> Mapping[int, int]:
         doing = f"can't ask for offsets of topic {topic!r}"
-        found = self._existing(topic)
+        found = self._existing(topic, Operation.READ)
         wanted = {TopicPartition(topic, partition): spec for partition in found.partitions}
 
         def ask() -> Mapping[int, int]:
             futures = self._admin.list_offsets(wanted, isolation_level=isolation, request_timeout=ADMIN_TIMEOUT_S)
             return {asked.partition: future.result().offset for asked, future in futures.items()}
 
-        return self._settled(ask, doing)
+        return self._settled(ask, doing, Acl(ResourceKind.TOPIC, topic, Operation.READ))
 
     def _await_leaders(self, topic: str, partitions: int) -> None:
         deadline = time.monotonic() + CREATION_TIMEOUT_S
         while time.monotonic() < deadline:
             found = self._metadata().get(topic)
+            if found is None:
+                self._refuse_unseen(topic, Operation.WRITE)
             if (
                 found is not None
                 and len(found.partitions) == partitions
@@ -221,7 +256,7 @@ class KafkaLog:
             time.sleep(_PAUSE_S)
         raise BrokerError(f"topic {topic!r} was created, but has no leaders after {CREATION_TIMEOUT_S:.0f} s")
 
-    def _settled(self, ask: Callable[[], T], doing: str) -> T:
+    def _settled(self, ask: Callable[[], T], doing: str, needs: Acl) -> T:
         """Asks again while leaders are being elected or a new topic is not known everywhere."""
         deadline = time.monotonic() + ADMIN_TIMEOUT_S
         while True:
@@ -229,15 +264,19 @@ class KafkaLog:
                 return ask()
             except KafkaException as error:
                 if error_of(error).code() not in _SETTLING or time.monotonic() > deadline:
-                    raise self._explain(error, doing) from error
+                    raise self._explain(error, doing, needs) from error
                 time.sleep(_PAUSE_S)
 
-    def _result(self, future: Any, doing: str) -> Any:
+    def _result(self, future: Any, doing: str, needs: Acl) -> Any:
         try:
             return future.result()
         except KafkaException as error:
-            raise self._explain(error, doing) from error
+            raise self._explain(error, doing, needs) from error
 
-    def _explain(self, error: KafkaException, doing: str) -> Exception:
+    def _explain(self, error: KafkaException, doing: str, needs: Acl) -> Exception:
         serve(self._admin, self._faults)
-        return self._faults.explain(error_of(error), doing)
+        return self._faults.explain(error_of(error), doing, needs)
+
+    def _faults_of(self, *, group: str | None = None, transactional_id: str | None = None) -> Faults:
+        """For a client of its own."""
+        return Faults(self._servers, principal=self._principal, group=group, transactional_id=transactional_id)

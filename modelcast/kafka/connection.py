@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Final
 
 from confluent_kafka import Consumer, KafkaException, Producer
@@ -75,6 +75,21 @@ def metadata(client: AdminClient | Producer | Consumer, faults: Faults) -> Mappi
                 raise explained from error
         else:
             return topics
+
+
+def leaderless(client: AdminClient | Producer | Consumer, topics: Collection[str]) -> tuple[str, ...]:
+    """The partitions of these topics that no broker serves now, in words; none where nobody answers."""
+    try:
+        found = client.list_topics(timeout=_METADATA_ATTEMPT_S).topics
+    except KafkaException:
+        return ()
+    return tuple(
+        f"partition {number} of topic {topic!r}"
+        for topic in sorted(topics)
+        if topic in found
+        for number, partition in sorted(found[topic].partitions.items())
+        if partition.leader < 0
+    )
 
 
 def serve(client: AdminClient | Producer | Consumer, faults: Faults) -> None:

@@ -21,8 +21,8 @@ _STEP_S: Final = 0.001
 _QUICK_S: Final = 0.05
 _LATER_STEP_S: Final = 0.01
 
-# Makes the error to be raised of the client's own and of what was being done.
-Explain = Callable[[KafkaError, str], Exception]
+# Makes the error to be raised of the client's own, of what was being done, and of the topic written to, if it was one.
+Explain = Callable[[KafkaError, str, str | None], Exception]
 
 
 class Deliveries:
@@ -53,7 +53,7 @@ class Deliveries:
         """Waits until all is acknowledged; raises what `explain` makes of a failure since the last time, or of none."""
         if not self.settle(producer, timeout_s, explain):
             timed_out = KafkaError(KafkaError._TIMED_OUT, "no acknowledgement")
-            raise explain(timed_out, f"{len(producer)} records are not acknowledged after {timeout_s:g} s")
+            raise explain(timed_out, f"{len(producer)} records are not acknowledged after {timeout_s:g} s", None)
 
     def settle(self, producer: Producer, timeout_s: float, explain: Explain) -> bool:
         """Whether all is acknowledged within the time; raises what `explain` makes of a failure since the last time."""
@@ -62,7 +62,7 @@ class Deliveries:
         if failure is not None:
             error, topic = failure
             more = f" (and {failed - 1} more records)" if failed > 1 else ""
-            raise explain(error, f"can't deliver to topic {topic!r}{more}")
+            raise explain(error, f"can't deliver to topic {topic!r}{more}", topic)
         return not len(producer)
 
 

@@ -1,6 +1,8 @@
 """What librdkafka's errors mean: one table from error codes to this project's errors.
 
 - Which class an error becomes is decided in `_MEANINGS` only; anything not listed is a BrokerError.
+- A broker's refusal says neither what was asked nor of which topic: whoever asked does (`needs`), and a missing ACL is
+  told with the line that adds it.
 - A client learns of a wrong password or an unknown host on its connection (`error_cb`), while the call that waits for
   it only times out. `Faults` remembers the former to explain the latter.
 """
@@ -15,6 +17,7 @@ from typing import Any, Final
 
 from confluent_kafka import KafkaError, KafkaException
 
+from modelcast.access.acl import ANY_PRINCIPAL, Acl, Operation, ResourceKind, add_command
 from modelcast.errors import (
     AuthorizationError,
     BrokerError,
@@ -43,14 +46,19 @@ _CREDENTIALS: Final = Meaning(
     AuthorizationError, "Check security.protocol, sasl.* and ssl.* in your client properties."
 )
 _ACL: Final = Meaning(
-    AuthorizationError,
-    "The cluster's operators can allow it: kafka-acls.sh --bootstrap-server … --add --allow-principal User:…",
+    AuthorizationError, "The cluster's operators can allow it; what each role needs is printed by: modelcast acl ROLE"
 )
 _FENCED: Final = Meaning(FencedError, "Another process holds this transactional id now; start over to take it back.")
 _REBALANCED: Final = Meaning(BrokerError, "The group was rebalanced meanwhile: go on from the committed offsets.")
 _TOO_LARGE: Final = Meaning(
     BrokerError, "Raise max.message.bytes of the topic and message.max.bytes of the client, or send less."
 )
+# A broker that finds no room on a disk serves nothing that lies there until it is started again.
+NO_LEADER_HINT: Final = (
+    "A broker that has it is down, or its disk is full or failed: its log says so. Once that is mended, restart it "
+    "and try again."
+)
+_NO_LEADER: Final = Meaning(BrokerError, NO_LEADER_HINT)
 
 _MEANINGS: Final[dict[int, Meaning]] = {
     KafkaError._AUTHENTICATION: _CREDENTIALS,
@@ -83,6 +91,9 @@ _MEANINGS: Final[dict[int, Meaning]] = {
         OffsetOutOfRangeError, "Records from there on were deleted by retention, or the topic was made anew."
     ),
     KafkaError.MSG_SIZE_TOO_LARGE: _TOO_LARGE,
+    KafkaError.KAFKA_STORAGE_ERROR: _NO_LEADER,
+    KafkaError.LEADER_NOT_AVAILABLE: _NO_LEADER,
+    KafkaError._NOENT: _NO_LEADER,  # asked for offsets, the client says so where no partition has a leader
     KafkaError._MAX_POLL_EXCEEDED: Meaning(BrokerError, "Raise max.poll.interval.ms, or take smaller batches."),
     KafkaError._INVALID_ARG: Meaning(ConfigError, "The names are librdkafka's: see its CONFIGURATION.md."),
     KafkaError.INVALID_REPLICATION_FACTOR: Meaning(
@@ -92,6 +103,15 @@ _MEANINGS: Final[dict[int, Meaning]] = {
         UsageError, "Use 1 to 249 letters, digits, '.', '_' and '-' as a topic's name."
     ),
     KafkaError.POLICY_VIOLATION: Meaning(BrokerError, "The cluster's policy forbids it; ask its operators."),
+}
+
+# Which kind of resource was refused. A producer that may write to no topic at all is refused by the cluster: what it
+# lacks is its topic.
+_DENIED: Final = {
+    KafkaError.TOPIC_AUTHORIZATION_FAILED: ResourceKind.TOPIC,
+    KafkaError.GROUP_AUTHORIZATION_FAILED: ResourceKind.GROUP,
+    KafkaError.TRANSACTIONAL_ID_AUTHORIZATION_FAILED: ResourceKind.TRANSACTIONAL_ID,
+    KafkaError.CLUSTER_AUTHORIZATION_FAILED: ResourceKind.TOPIC,
 }
 
 # Nobody answered: the only codes for which an error seen on the connection is the better explanation.
@@ -113,6 +133,16 @@ PASSING: Final = frozenset({
 })  # fmt: skip
 
 
+def reading(topic: str | None) -> Acl | None:
+    """What reading a topic needs."""
+    return None if topic is None else Acl(ResourceKind.TOPIC, topic, Operation.READ)
+
+
+def writing(topic: str | None) -> Acl | None:
+    """What writing to a topic needs."""
+    return None if topic is None else Acl(ResourceKind.TOPIC, topic, Operation.WRITE)
+
+
 def error_of(exception: KafkaException) -> KafkaError:
     """The error inside librdkafka's exception."""
     error: KafkaError = exception.args[0]
@@ -120,10 +150,29 @@ def error_of(exception: KafkaException) -> KafkaError:
 
 
 class Faults:
-    """Explains the errors of one client, remembering what its connections said. Thread-safe."""
+    """Explains the errors of one client, remembering what its connections said. Thread-safe.
 
-    def __init__(self, servers: str) -> None:
+    Args:
+        servers: The brokers, as the user named them.
+        principal: Whom ACLs are for, as far as is known.
+        group: The consumer group the client is of.
+        transactional_id: The one the client holds.
+    """
+
+    def __init__(
+        self,
+        servers: str,
+        *,
+        principal: str = ANY_PRINCIPAL,
+        group: str | None = None,
+        transactional_id: str | None = None,
+    ) -> None:
         self._servers = servers
+        self._principal = principal
+        self._own = (
+            *((Acl(ResourceKind.GROUP, group, Operation.READ),) if group is not None else ()),
+            *((Acl(ResourceKind.TRANSACTIONAL_ID, transactional_id, Operation.WRITE),) if transactional_id else ()),
+        )
         self._lock = Lock()
         self._causes: dict[int, tuple[float, KafkaError]] = {}
         self._fatal: KafkaError | None = None
@@ -140,11 +189,32 @@ class Faults:
         """The error after which this client can't go on, if there was one."""
         return self._fatal
 
-    def explain(self, error: KafkaError, doing: str) -> ModelcastError:
-        """The error to raise for `error`, which stopped `doing` (such as "can't read topic 'x'")."""
+    def explain(self, error: KafkaError, doing: str, needs: Acl | None = None) -> ModelcastError:
+        """The error to raise for `error`, which stopped `doing` (such as "can't read topic 'x'").
+
+        Args:
+            error: librdkafka's.
+            doing: What can't be done.
+            needs: What has to be allowed for it, beside the use of this client's group and transactional id.
+        """
         if error.code() in _NO_ANSWER:
             return self._no_answer(error, doing)
-        return self._meaning(error, doing)
+        missing = self._missing(error, needs)
+        return self._meaning(error, doing) if missing is None else self.denied(missing, doing)
+
+    def denied(self, missing: Acl, doing: str) -> AuthorizationError:
+        """The error to raise where an ACL is missing."""
+        line = add_command([missing], principal=self._principal, servers=self._servers)
+        return AuthorizationError(
+            f"{doing}: not allowed, the ACL {missing} is missing",
+            hint=f"The cluster's operators can add it: {line}",
+            details={"missing_acl": {**missing.as_dict(), "principal": self._principal}},
+        )
+
+    def _missing(self, error: KafkaError, needs: Acl | None) -> Acl | None:
+        kind = _DENIED.get(error.code())
+        candidates = self._own if needs is None else (needs, *self._own)
+        return next((acl for acl in candidates if acl.kind is kind), None)
 
     def _no_answer(self, error: KafkaError, doing: str) -> ModelcastError:
         cause = self._cause()

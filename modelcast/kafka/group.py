@@ -32,7 +32,7 @@ from modelcast.group import GroupMetadata, OnPartitions
 from modelcast.group import Message as Event
 
 from .connection import make_consumer
-from .faults import PASSING, Faults, error_of
+from .faults import PASSING, Faults, error_of, reading
 from .progress import UNANSWERED, ask_committed
 from .settings import LOGGER, group_settings
 
@@ -116,7 +116,9 @@ class KafkaGroupConsumer:
         try:
             messages = self._consumer.consume(max_messages, timeout_s)
         except KafkaException as error:
-            raise self._faults.explain(error_of(error), f"can't read topic {self._topic!r}") from error
+            raise self._faults.explain(
+                error_of(error), f"can't read topic {self._topic!r}", reading(self._topic)
+            ) from error
         if any(map(Message.error, messages)):
             messages = [message for message in messages if not self._is_event_free(message)]
         return cast("Sequence[Event]", messages)
@@ -191,7 +193,9 @@ class KafkaGroupConsumer:
             if failed is None:
                 return
             if failed.code() not in UNANSWERED or time.monotonic() > deadline:
-                raise self._faults.explain(failed, f"can't commit offsets of group {self._group!r}")
+                raise self._faults.explain(
+                    failed, f"can't commit offsets of group {self._group!r}", reading(self._topic)
+                )
             time.sleep(_COMMIT_PAUSE_S)
 
     def close(self) -> None:
@@ -265,7 +269,7 @@ class KafkaGroupConsumer:
         where = f"can't read topic {self._topic!r} in group {self._group!r}"
         if partition is not None and partition >= 0:
             where += f", partition {partition} from offset {offset}"
-        explained = self._faults.explain(error, where)
+        explained = self._faults.explain(error, where, reading(self._topic))
         if isinstance(explained, OffsetOutOfRangeError):
             explained = OffsetOutOfRangeError(explained.message, hint=self._how_to_go_on(explained.hint))
         raise explained

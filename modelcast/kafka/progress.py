@@ -16,7 +16,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 from modelcast.group import GroupMetadata, Progress
 
 from .connection import make_consumer
-from .faults import Faults, error_of
+from .faults import Faults, error_of, reading
 from .settings import group_settings
 
 # Offsets stay unstable while a dead holder's transaction is open: its timeout plus the broker's sweep of 10 s.
@@ -87,5 +87,6 @@ def ask_committed(
         if failed is None:
             return found
         if failed.code() not in UNANSWERED or time.monotonic() > deadline:
-            raise faults.explain(failed, f"can't read the offsets of group {group!r}")
+            topic = wanted[0].topic if wanted else None
+            raise faults.explain(failed, f"can't read the offsets of group {group!r}", reading(topic))
         time.sleep(_PAUSE_S)

@@ -16,7 +16,7 @@ from modelcast.errors import BrokerError
 from modelcast.log import BEGINNING, LogRecord
 
 from .connection import make_consumer
-from .faults import PASSING, Faults, error_of
+from .faults import PASSING, Faults, error_of, reading
 from .settings import LOGGER, reader_settings
 
 # One call's worth of records: enough to amortise the call, little enough to react between them.
@@ -91,7 +91,9 @@ class KafkaReader:
                 [TopicPartition(self._topic, number, _offset(offset)) for number, offset in self._positions.items()]
             )
         except KafkaException as error:
-            raise self._faults.explain(error_of(error), f"can't read topic {self._topic!r}") from error
+            raise self._faults.explain(
+                error_of(error), f"can't read topic {self._topic!r}", reading(self._topic)
+            ) from error
 
     def _take_error(self, message: Message, error: KafkaError) -> None:
         if error.code() == KafkaError._PARTITION_EOF:
@@ -105,7 +107,7 @@ class KafkaReader:
         where = f"can't read topic {self._topic!r}"
         if message.partition() is not None and message.partition() != -1:
             where += f", partition {message.partition()} from offset {message.offset()}"
-        raise self._faults.explain(error, where)
+        raise self._faults.explain(error, where, reading(self._topic))
 
 
 def _record(message: Message) -> LogRecord:

@@ -10,6 +10,8 @@ from typing import Any, Final
 from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka.admin import AdminClient
 
+from modelcast.access.acl import Acl, Operation, ResourceKind, principal_of
+
 from .connection import make_admin
 from .faults import Faults, error_of
 from .settings import admin_settings
@@ -29,14 +31,15 @@ def remove(settings: Mapping[str, str], *, topics: Collection[str], groups: Coll
         BrokerError: Kafka did not answer, or refused one; the others were tried all the same.
         AuthorizationError: An ACL is missing.
     """
-    faults = Faults(settings["bootstrap.servers"])
+    faults = Faults(settings["bootstrap.servers"], principal=principal_of(settings))
     admin = make_admin(admin_settings(settings), faults)
     failures: dict[str, KafkaError] = {}
     if topics:
         failures |= _failed(admin.delete_topics(list(topics), request_timeout=_TIMEOUT_S))
     failures |= _delete_groups(admin, groups)
     for name, error in failures.items():
-        raise faults.explain(error, f"can't delete {name!r}")
+        kind = ResourceKind.TOPIC if name in topics else ResourceKind.GROUP
+        raise faults.explain(error, f"can't delete {name!r}", Acl(kind, name, Operation.DELETE))
 
 
 def _delete_groups(admin: AdminClient, groups: Collection[str]) -> dict[str, KafkaError]:

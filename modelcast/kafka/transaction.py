@@ -19,6 +19,7 @@ from typing import Final
 
 from confluent_kafka import KafkaError, KafkaException, Producer
 
+from modelcast.access.acl import Acl
 from modelcast.errors import BrokerError, FencedError, ModelcastError, OutcomeUnknownError, UsageError
 
 from .connection import serve
@@ -87,15 +88,15 @@ class Transactions:
     def check(self) -> None:
         """Raises what broke this producer, if anything did."""
         if self._broken_by is not None:
-            raise type(self._broken_by)(self._broken_by.message, hint=self._broken_by.hint)
+            raise _copy(self._broken_by)
         fatal = self._faults.fatal()
         if fatal is not None:
             raise self.failed(fatal, f"transactional id {self._id!r} is lost")
 
-    def run(self, call: Callable[[float], None], timeout_s: float, doing: str) -> None:
+    def run(self, call: Callable[[float], None], timeout_s: float, doing: str, needs: Acl | None = None) -> None:
         """A step inside the open transaction (adding offsets); a failure aborts it."""
         self.check_open()
-        self._bounded(call, timeout_s, doing)
+        self._bounded(call, timeout_s, doing, needs)
 
     def commit(self) -> None:
         """OPEN -> READY, everything visible; see the module's rules for what is raised otherwise."""
@@ -138,11 +139,11 @@ class Transactions:
             LOGGER.warning("%s; it ends with its timeout or the next holder of the id", error)
             self._break(error)
 
-    def failed(self, error: KafkaError, doing: str) -> ModelcastError:
-        """The error to raise for a failure of this producer, after putting its state right."""
+    def failed(self, error: KafkaError, doing: str, needs: Acl | None = None) -> ModelcastError:
+        """The error to raise for a failure of this producer, after putting its state right; see `Faults.explain`."""
         if error.fatal() or error.code() in (KafkaError._FENCED, KafkaError._FATAL):
-            return self._break(self._lost(error, doing))
-        explained = self._faults.explain(error, doing)
+            return self._break(self._lost(error, doing, needs))
+        explained = self._faults.explain(error, doing, needs)
         if isinstance(explained, FencedError):
             return self._break(explained)
         if self._state is State.OPEN and error.txn_requires_abort():
@@ -150,7 +151,7 @@ class Transactions:
             return _aborted(explained)
         return explained
 
-    def _bounded(self, call: Callable[[float], None], timeout_s: float, doing: str) -> None:
+    def _bounded(self, call: Callable[[float], None], timeout_s: float, doing: str, needs: Acl | None = None) -> None:
         deadline = time.monotonic() + timeout_s
         while True:
             try:
@@ -160,14 +161,14 @@ class Transactions:
                 if error.retriable() and time.monotonic() < deadline:
                     time.sleep(_PAUSE_S)
                     continue
-                explained = self.failed(error, doing)
+                explained = self.failed(error, doing, needs)
                 if self._state is State.OPEN:
                     self.abort()
                     explained = _aborted(explained)
                 raise explained from exception
             return
 
-    def _lost(self, error: KafkaError, doing: str) -> ModelcastError:
+    def _lost(self, error: KafkaError, doing: str, needs: Acl | None = None) -> ModelcastError:
         """A fatal error names its cause in its text only, if at all; the code comes over the connection's queue."""
         if error.code() == KafkaError._FATAL:
             deadline = time.monotonic() + _CAUSE_TIMEOUT_S
@@ -175,7 +176,7 @@ class Transactions:
                 serve(self._producer, self._faults)
                 time.sleep(_PAUSE_S)
         fatal = self._faults.fatal()
-        return self._faults.explain(fatal if error.code() == KafkaError._FATAL and fatal else error, doing)
+        return self._faults.explain(fatal if error.code() == KafkaError._FATAL and fatal else error, doing, needs)
 
     def _in_doubt(self, error: KafkaError, doing: str) -> ModelcastError:
         explained = self._lost(error, doing)
@@ -190,11 +191,15 @@ class Transactions:
         self._state = State.BROKEN
         # A copy: the error's own traceback leads back here, and such a circle would keep a dropped client alive (trying
         # its commit again, in vain) until the cycle collector finds it.
-        self._broken_by = type(error)(error.message, hint=error.hint)
+        self._broken_by = _copy(error)
         return error
+
+
+def _copy(error: ModelcastError) -> ModelcastError:
+    return type(error)(error.message, hint=error.hint, details=error.details)
 
 
 def _aborted(error: ModelcastError) -> ModelcastError:
     if not isinstance(error, BrokerError) or error.message.endswith("was aborted"):
         return error
-    return type(error)(f"{error.message}; the transaction was aborted", hint=error.hint)
+    return type(error)(f"{error.message}; the transaction was aborted", hint=error.hint, details=error.details)

@@ -16,11 +16,12 @@ from typing import Any, Final
 
 from confluent_kafka import KafkaError, KafkaException, Message
 
+from modelcast.errors import BrokerError
 from modelcast.log import OnAck
 
-from .connection import close_producer, make_producer, serve
+from .connection import close_producer, leaderless, make_producer, serve
 from .deliveries import Deliveries
-from .faults import Faults, error_of
+from .faults import NO_LEADER_HINT, Faults, error_of, writing
 from .settings import transactional_settings, writer_settings
 from .transaction import State, Transactions
 
@@ -29,6 +30,7 @@ _ANY_PARTITION: Final = -1
 _FULL_QUEUE_WAIT_S: Final = 0.05
 # Thousands of small records at full rate, each one of a slow sender; the queue's own limit is far above it.
 _SERVE_EVERY_S: Final = 0.01
+_SILENCE: Final = frozenset({KafkaError._TIMED_OUT, KafkaError._MSG_TIMED_OUT})
 
 
 class KafkaWriter:
@@ -88,7 +90,7 @@ class KafkaWriter:
             except BufferError:
                 self._producer.poll(_FULL_QUEUE_WAIT_S)
             except KafkaException as error:
-                raise self._explain(error_of(error), f"can't send to topic {topic!r}") from error
+                raise self._explain(error_of(error), f"can't send to topic {topic!r}", topic) from error
             else:
                 break
         now = time.monotonic()
@@ -103,7 +105,7 @@ class KafkaWriter:
             BrokerError: A record since the last flush failed, or the time is up.
             TopicNotFoundError: A record's topic was deleted.
         """
-        self._deliveries.flush(self._producer, timeout_s, self._explain)
+        self._deliveries.flush(self._producer, timeout_s, self._explain_unacknowledged)
 
     def close(self) -> None:
         """Frees the connection at once; what was not flushed may be lost."""
@@ -119,8 +121,16 @@ class KafkaWriter:
 
         return delivered
 
-    def _explain(self, error: KafkaError, doing: str) -> Exception:
-        return self._faults.explain(error, doing)
+    def _explain(self, error: KafkaError, doing: str, topic: str | None = None) -> Exception:
+        return self._faults.explain(error, doing, writing(topic))
+
+    def _explain_unacknowledged(self, error: KafkaError, doing: str, topic: str | None = None) -> Exception:
+        explained = self._explain(error, doing, topic)
+        # A client waits for a leader without a word: only the topic's metadata tell that there is none.
+        if error.code() in _SILENCE and (without := leaderless(self._producer, self._checked)):
+            more = f" (nor have {len(without) - 1} more)" if len(without) > 1 else ""
+            return BrokerError(f"{doing}: {without[0]} has no leader{more}", hint=NO_LEADER_HINT)
+        return explained
 
 
 class KafkaTransactionalWriter(KafkaWriter):
@@ -196,5 +206,5 @@ class KafkaTransactionalWriter(KafkaWriter):
         serve(self._producer, self._faults)
         self._deliveries.forget()
 
-    def _explain(self, error: KafkaError, doing: str) -> Exception:
-        return self._transactions.failed(error, doing)
+    def _explain(self, error: KafkaError, doing: str, topic: str | None = None) -> Exception:
+        return self._transactions.failed(error, doing, writing(topic))

@@ -50,9 +50,9 @@ class FaultyLog(Troubled):
         """As the wrapped log's, if somebody answers."""
         return self.ask("list the topics", self._log.topics)
 
-    def describe(self, topic: str) -> TopicDescription:
+    def describe(self, topic: str, *, writing: bool = False) -> TopicDescription:
         """As the wrapped log's, if somebody answers."""
-        return self.ask(f"describe topic {topic!r}", lambda: self._log.describe(topic))
+        return self.ask(f"describe topic {topic!r}", lambda: self._log.describe(topic, writing=writing))
 
     def create(self, spec: TopicSpec) -> bool:
         """As the wrapped log's, if somebody answers."""

@@ -112,7 +112,7 @@ class MemoryLog:
         with self._changed:
             return {name: len(topic.partitions) for name, topic in self._topics.items()}
 
-    def describe(self, topic: str) -> TopicDescription:
+    def describe(self, topic: str, *, writing: bool = False) -> TopicDescription:  # noqa: ARG002
         """Partition count and effective settings. Raises TopicNotFoundError."""
         with self._changed:
             return self._topic(topic).description
