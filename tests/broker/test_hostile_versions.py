@@ -58,7 +58,7 @@ def registry(connection: Connection) -> Iterator[RegistryWriter]:
         pytest.param(bad_versions.golden_mismatch, "golden", "not reproduced", id="f23-golden-mismatch"),
     ],
 )
-def test_a_hostile_version_is_refused_and_the_live_one_serves_on(
+def test_f17_f18_f19_f23_a_hostile_version_is_refused_and_the_live_one_serves_on(
     connection: Connection,
     registry: RegistryWriter,
     tmp_path: Path,
