@@ -52,6 +52,7 @@ _LATEST: Final[Any] = OffsetSpec.latest()  # type: ignore[no-untyped-call]
 _SETTLING: Final = frozenset({
     KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError.LEADER_NOT_AVAILABLE, KafkaError.NOT_LEADER_FOR_PARTITION,
     KafkaError._UNKNOWN_PARTITION, KafkaError._UNKNOWN_TOPIC,
+    KafkaError._NOENT,  # the client's own word for a topic no partition of which has a leader
     # Metadata that is newer than its leader (a topic just created), or older (after an election).
     KafkaError.UNKNOWN_LEADER_EPOCH, KafkaError.FENCED_LEADER_EPOCH, KafkaError.OFFSET_NOT_AVAILABLE,
 })  # fmt: skip
@@ -245,7 +246,7 @@ class KafkaLog:
         while time.monotonic() < deadline:
             found = self._metadata().get(topic)
             if found is None:
-                self._refuse_unseen(topic, Operation.WRITE)
+                self._refuse_unseen(topic, Operation.DESCRIBE)
             if (
                 found is not None
                 and len(found.partitions) == partitions
