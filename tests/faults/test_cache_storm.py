@@ -89,7 +89,7 @@ def test_f38_f44_whatever_happens_to_a_cache_nothing_wrong_is_ever_handed_out(tm
         fetcher.start()
     deadline = time.monotonic() + SECONDS
     while time.monotonic() < deadline or sum(fetcher.said["ok"] for fetcher in fetchers) < FETCHES_MIN:
-        assert time.monotonic() < deadline + 60, [fetcher.said for fetcher in fetchers]
+        assert time.monotonic() < deadline + 180, [fetcher.said for fetcher in fetchers]
         assert not any(fetcher.wrong for fetcher in fetchers), [fetcher.wrong for fetcher in fetchers]
         time.sleep(chance.uniform(0.02, 0.2))  # the storm's own pace
         if chance.random() < 0.2:

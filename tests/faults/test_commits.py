@@ -18,6 +18,7 @@ from modelcast.dev.broker import LocalBroker
 from modelcast.errors import BrokerError
 from modelcast.kafka import KafkaLog
 from tests.fault_proxy import Api, FaultProxy, Way, proxied_broker
+from tests.machine import Stopwatch
 from tests.reliability.figures import figure
 
 from .scorer_processes import Stage, wait_for
@@ -140,7 +141,7 @@ def test_f37_a_signal_inside_a_transaction_lets_it_finish(stage: Stage, proxy: F
         scorer.process.send_signal(signal.SIGTERM)
         time.sleep(0.2)  # nothing tells when a signal was taken
         hold.let_go()
-        assert scorer.process.wait(30) == 0, scorer.last_words()
+        assert scorer.process.wait(120) == 0, scorer.last_words()
         stopped = scorer.wait_line("stopped")
     assert stopped["events"] == sum(stage.committed().values()) > 0, "what was finished is not what was told"
     stage.finish("--instance", "a")
@@ -186,12 +187,13 @@ def test_f37_a_signal_while_nobody_answers_a_commit_ends_the_scorer_all_the_same
     with stage.score("--instance", "a", servers=proxy.address, limits=limits) as scorer:
         hold = proxy.hold(Api.END_TXN, Way.REQUEST)
         hold.await_caught()
-        started_s = time.monotonic()
+        watch = Stopwatch()
         assert scorer.end() == 0, scorer.last_words()
-        took_s = time.monotonic() - started_s
+        took_s = watch.took_s
+        in_time = watch.allows(took_s, 2 * drain_s + 5)
         hold.lose()
     figure(f"ended {took_s:.1f} s after SIGTERM; {drain_s:g} s to finish, as long again to close")
-    assert took_s < 2 * drain_s + 5
+    assert in_time, took_s
     stage.finish("--instance", "a")
     assert stage.judge().is_whole
 

@@ -108,7 +108,8 @@ def test_f21_a_version_that_kills_its_scorer_twice_is_left_alone_and_the_last_go
         stage.run("release", "fraud", "2")
         wait_for(lambda: len(supervisor.deaths) == 2, f"two deaths; {supervisor.deaths}")
         wait_for(lambda: supervisor.heard("live", version=1, start=2), "the last good version")
-        assert supervisor.heard("refused", version=2, reason="quarantined", start=2)
+        refused = {"version": 2, "reason": "quarantined", "start": 2}
+        wait_for(lambda: supervisor.heard("refused", **refused), "the second to be refused")
         before = predictions(stage)
         stage.send(1000)
         wait_for(lambda: predictions(stage) >= before + 1000, "predictions")

@@ -15,7 +15,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +23,7 @@ import pytest
 
 from modelcast.config import Connection
 from modelcast.dev.broker import LocalBroker
-from modelcast.errors import ExitCode, ModelcastError
+from modelcast.errors import BrokerError, ExitCode, ModelcastError
 from modelcast.publisher.session import RegistryWriter
 from modelcast.records import GRAPH_PATH
 
@@ -41,7 +41,7 @@ SCORERS = 3
 VERSIONS = 3
 SWAP_EVERY_S = 1.0
 # A scorer killed at the end has to be back, and others may have to wait for its session.
-SETTLED_S = 60.0
+SETTLED_S = 180.0
 LIMITS: Mapping[str, object] = {
     "modelcast.consumer.targets:EVENTS_MAX": TRANSACTION_EVENTS,
     "modelcast.consumer.commit:MERGED_EVENTS_MAX": TRANSACTION_EVENTS,
@@ -162,7 +162,8 @@ def test_headline_nothing_is_lost_doubled_or_out_of_order_while_all_of_it_is_kil
             if what == "client":
                 crew.replace(victim, signal.SIGKILL if is_hard else signal.SIGTERM)
             else:
-                own_broker.kill() if is_hard else own_broker.stop()
+                with suppress(BrokerError):  # it was slow to stop: a hard kill more
+                    own_broker.kill() if is_hard else own_broker.stop()
                 own_broker.start()
         feeder.count = EVENTS
         _await_sent(feeder, EVENTS)
