@@ -10,11 +10,13 @@ STAMP := $(VENV)/.installed
 EXTRAS := demo hf lightgbm mlflow signing store
 # Tests wait for Kafka more than they compute: more of them at once than cores, each lot with a broker of its own.
 WORKERS ?= 3
+# Of `make soak`, in which things are broken.
+MINUTES ?= 5
 # Damaged batches of `make fuzz`: half of them drawn at random, half led by the code they reach.
 FUZZ_BATCHES ?= 120000
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test faults fuzz large gpu lint types check bench lock clean python-complete
+.PHONY: help demo test faults reliability headline soak fuzz large gpu lint types check bench lock clean python-complete
 
 help: ## Show the targets
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -28,8 +30,14 @@ test: $(STAMP) ## Unit tests and tests on a real Kafka broker (under 10 minutes)
 faults: $(STAMP) ## Publishers, scorers and brokers really killed (under 8 minutes)
 	$(PY) -m pytest tests/faults -n 2 --dist loadfile
 
+reliability: $(STAMP) ## Every promise's tests, and docs/RELIABILITY.md from what they told (some 10 minutes; ROWS="27 28")
+	$(PY) -m tests.reliability run $(ROWS)
+
 headline: $(STAMP) ## Exactly-once over 100,000 events, clients and brokers killed, versions swapping (some 5 minutes)
 	MODELCAST_HEADLINE_EVENTS=100000 $(PY) -m pytest tests/faults/test_headline.py -s
+
+soak: $(STAMP) ## Everything at once on three brokers, broken at random and judged all the time (MINUTES=5, SEED=, REPORT=)
+	$(PY) -m tests.soak --minutes $(MINUTES) $(if $(SEED),--seed $(SEED)) $(if $(REPORT),--report $(REPORT))
 
 fuzz: $(STAMP) ## Damaged events and their neighbours, 120,000 batches (some minutes; FUZZ_BATCHES=N)
 	$(PY) -m tests.fuzz --batches $$(( $(FUZZ_BATCHES) / 2 ))

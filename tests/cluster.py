@@ -34,6 +34,8 @@ IN_SYNC_LEAST = 2
 HEAP_MB = 256
 # A node that was away catches up within seconds; on a busy machine its start alone may take half a minute.
 WHOLE_TIMEOUT_S = 180.0
+# A machine that does much else may not have a node ready within a minute.
+START_TRIES = 5
 # How long a look at the cluster may take before it is asked again.
 _METADATA_TIMEOUT_S = 10.0
 
@@ -100,11 +102,22 @@ class Cluster:
     def start(self) -> None:
         """Starts all nodes at once: none is ready before there is a quorum. Raises BrokerError."""
         with ThreadPoolExecutor(NODES) as starters:
-            for started in [starters.submit(broker.start) for broker in self.brokers]:
+            for started in [starters.submit(self.start_node, index) for index in range(NODES)]:
                 started.result()
         for proxy, port in zip(self.proxies, self._behind, strict=True):
             proxy.start(port)
         self.await_whole()
+
+    def start_node(self, index: int) -> None:
+        """Starts one that is away; more than once where it is not ready in time. Raises BrokerError."""
+        for tries_left in reversed(range(START_TRIES)):
+            try:
+                self.brokers[index].start()
+            except BrokerError:
+                if not tries_left:
+                    raise
+            else:
+                return
 
     def await_whole(self, timeout_s: float = WHOLE_TIMEOUT_S) -> None:
         """Waits until every node is there and has all of its replicas in sync."""
