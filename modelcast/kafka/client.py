@@ -268,12 +268,6 @@ class KafkaLog:
                     raise self._explain(error, doing, needs) from error
                 time.sleep(_PAUSE_S)
 
-    def _result(self, future: Any, doing: str, needs: Acl) -> Any:
-        try:
-            return future.result()
-        except KafkaException as error:
-            raise self._explain(error, doing, needs) from error
-
     def _explain(self, error: KafkaException, doing: str, needs: Acl) -> Exception:
         serve(self._admin, self._faults)
         return self._faults.explain(error_of(error), doing, needs)
