@@ -115,6 +115,10 @@ class TopicConfigError(BrokerError):
     retriable = False  # a person has to mend it
 
 
+class RecordTooLargeError(BrokerError):
+    """A record is larger than its topic takes, or than the client that is to send it may hold; the hint names which."""
+
+
 class AuthorizationError(BrokerError):
     """Authentication failed, or an ACL is missing."""
 

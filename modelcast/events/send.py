@@ -22,7 +22,7 @@ from typing import Any, Self
 import polars as pl
 
 from modelcast.avro import Schema
-from modelcast.errors import TopicConfigError, UsageError
+from modelcast.errors import RecordTooLargeError, TopicConfigError, TopicNotFoundError, UsageError
 from modelcast.events.encode import encode_avro, encode_json, encode_keys, timestamps_ms
 from modelcast.events.schemas import SchemaTopic
 from modelcast.log import Log, LogWriter, TopicSpec
@@ -63,6 +63,14 @@ class Sent:
             "seconds": round(self.seconds, 3),
             "events_per_s": round(self.events / self.seconds, 1) if self.seconds > 0 else None,
         }
+
+
+@dataclass(frozen=True, slots=True)
+class _Largest:
+    """The largest event so far, key and value."""
+
+    row: int = 0
+    bytes: int = 0
 
 
 class EventSender:
@@ -108,6 +116,7 @@ class EventSender:
         self._writer: LogWriter | None = None
         self._configs: Mapping[str, str] | None = None
         self._warned = False
+        self._largest = _Largest()
         self.events = 0
         self.bytes = 0
 
@@ -129,6 +138,7 @@ class EventSender:
             UsageError: A row does not fit the schema, or has no usable key or timestamp; names row and field.
             TopicConfigError: The topic is compacted, and the events have no key.
             RepositoryNotFoundError: There is no schemas topic to describe the schema on.
+            RecordTooLargeError: An event is larger than the client may send; names its row.
             BrokerError: The broker refuses.
         """
         try:
@@ -145,14 +155,32 @@ class EventSender:
         for start in range(0, len(records), slice_rows or max(1, len(records))):
             before_slice(self.events)
             for key, value, time_ms in records[start : start + slice_rows if slice_rows else None]:
-                writer.send(self._topic, key=key, value=value, timestamp_ms=time_ms)
+                size = len(value) + (len(key) if key else 0)
+                if size > self._largest.bytes:
+                    self._largest = _Largest(self.events + 1, size)
+                try:
+                    writer.send(self._topic, key=key, value=value, timestamp_ms=time_ms)
+                except RecordTooLargeError as error:
+                    raise RecordTooLargeError(f"row {self.events + 1}: {error.message}", hint=error.hint) from error
                 self.events += 1
-                self.bytes += len(value) + (len(key) if key else 0)
+                self.bytes += size
 
     def flush(self) -> None:
-        """Waits until every event is acknowledged; raises BrokerError if one was not."""
-        if self._writer is not None:
+        """Waits until every event is acknowledged.
+
+        Raises:
+            RecordTooLargeError: The topic does not take one of them.
+            BrokerError: One was not acknowledged.
+        """
+        if self._writer is None:
+            return
+        try:
             self._writer.flush(_FLUSH_TIMEOUT_S)
+        except RecordTooLargeError as error:
+            row, size = self._largest.row, self._largest.bytes
+            raise RecordTooLargeError(
+                f"{error.message} (the largest, row {row}, has {size:,} bytes)", hint=error.hint
+            ) from error
 
     def close(self) -> None:
         """Frees the connection; what was not flushed may be lost."""
@@ -187,8 +215,10 @@ class EventSender:
     def _configs_now(self) -> Mapping[str, str]:
         """The settings of the events topic as it stands, or as it would be created."""
         if self._configs is None:
-            exists = self._topic in self._log.topics()
-            self._configs = self._log.describe(self._topic).configs if exists else KEEP_FOR_EVER
+            try:
+                self._configs = self._log.describe(self._topic, writing=True).configs
+            except TopicNotFoundError:
+                self._configs = KEEP_FOR_EVER
         return self._configs
 
     def _opened(self) -> LogWriter:

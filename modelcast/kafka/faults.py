@@ -25,6 +25,7 @@ from modelcast.errors import (
     FencedError,
     ModelcastError,
     OffsetOutOfRangeError,
+    RecordTooLargeError,
     TopicNotFoundError,
     UsageError,
 )
@@ -51,7 +52,7 @@ _ACL: Final = Meaning(
 _FENCED: Final = Meaning(FencedError, "Another process holds this transactional id now; start over to take it back.")
 _REBALANCED: Final = Meaning(BrokerError, "The group was rebalanced meanwhile: go on from the committed offsets.")
 _TOO_LARGE: Final = Meaning(
-    BrokerError, "Raise max.message.bytes of the topic and message.max.bytes of the client, or send less."
+    RecordTooLargeError, "Raise max.message.bytes of the topic and message.max.bytes of the client, or send less."
 )
 # A broker that finds no room on a disk serves nothing that lies there until it is started again.
 NO_LEADER_HINT: Final = (

@@ -83,6 +83,11 @@ _CONTROL_WRITER: Final[Mapping[str, str | int | float | bool]] = {
     "delivery.report.only.error": False,
 }
 
+# Of one answer of a broker's. At librdkafka's 100 MB, an event of a topic that takes larger ones is fetched again and
+# again, and its partition stands still for ever. Above 352 MB, what a TLS listener says to a client that does not speak
+# TLS (15 03 01 00, read as a size) would be waited for and not refused.
+RECEIVE_MAX_BYTES: Final = 300_000_000
+
 _CONTROL_READER: Final[Mapping[str, str | int | float | bool]] = {
     # How late the end of a quiet partition is noticed; also how often an idle reader asks (5 requests a second).
     "fetch.wait.max.ms": 200,
@@ -94,6 +99,7 @@ _CONTROL_READER: Final[Mapping[str, str | int | float | bool]] = {
     "queued.max.messages.kbytes": 32_768,
     "queued.min.messages": 10_000,
     "max.partition.fetch.bytes": 4_194_304,
+    "receive.message.max.bytes": RECEIVE_MAX_BYTES,
 }
 
 _DATA_PRODUCER: Final[Mapping[str, str | int | float | bool]] = {
@@ -115,6 +121,7 @@ _DATA_CONSUMER: Final[Mapping[str, str | int | float | bool]] = {
     "queued.min.messages": 200_000,
     "queued.max.messages.kbytes": 131_072,
     "max.partition.fetch.bytes": 10_485_760,
+    "receive.message.max.bytes": RECEIVE_MAX_BYTES,
 }
 
 # What a topic takes is the topic's to say: a scorer cuts dead letters to that (`consumer.dead_letters`), and a client's

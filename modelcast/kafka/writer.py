@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from confluent_kafka import KafkaError, KafkaException, Message
 
-from modelcast.errors import BrokerError
+from modelcast.errors import BrokerError, RecordTooLargeError
 from modelcast.log import OnAck
 
 from .connection import close_producer, leaderless, make_producer, serve
@@ -28,6 +28,10 @@ from .transaction import State, Transactions
 # librdkafka's word for "the partitioner decides".
 _ANY_PARTITION: Final = -1
 _FULL_QUEUE_WAIT_S: Final = 0.05
+# Of the client, where nobody says otherwise.
+_MESSAGE_MAX_BYTES: Final = 1_000_000
+# Told on top of a record's own bytes when its limits are to be raised: what frames it.
+_FRAMING_BYTES: Final = 1_024
 # Thousands of small records at full rate, each one of a slow sender; the queue's own limit is far above it.
 _SERVE_EVERY_S: Final = 0.01
 _SILENCE: Final = frozenset({KafkaError._TIMED_OUT, KafkaError._MSG_TIMED_OUT})
@@ -42,9 +46,10 @@ class KafkaWriter:
         self._checked: set[str] = set()
         self._deliveries = Deliveries()
         self._serve_at = 0.0
-        self._producer = make_producer(
-            {**self._client_settings(settings), "on_delivery": self._deliveries.told}, faults
-        )
+        merged = self._client_settings(settings)
+        self._producer = make_producer({**merged, "on_delivery": self._deliveries.told}, faults)
+        self._message_bytes = int(str(merged.get("message.max.bytes", _MESSAGE_MAX_BYTES)))
+        self._queue_bytes = int(str(merged["queue.buffering.max.kbytes"])) * 1024
 
     def _client_settings(self, settings: Mapping[str, str]) -> Mapping[str, object]:
         return writer_settings(settings)
@@ -64,13 +69,17 @@ class KafkaWriter:
 
         Raises:
             TopicNotFoundError: There is no such topic.
-            BrokerError: The record can never be delivered (too large), or the writer is broken.
+            RecordTooLargeError: The client may not send it, or its queue can't hold it, however long it waits.
+            BrokerError: The writer is broken.
             FencedError: Another writer took the transactional id.
         """
         if topic not in self._checked:
             self._check_topic(topic)
             self._checked.add(topic)
 
+        size = len(key or b"") + len(value or b"")
+        if size > min(self._message_bytes, self._queue_bytes):
+            raise self._too_large(topic, size)
         extra: dict[str, Any] = {}
         if timestamp_ms is not None:
             extra["timestamp"] = timestamp_ms
@@ -110,6 +119,17 @@ class KafkaWriter:
     def close(self) -> None:
         """Frees the connection at once; what was not flushed may be lost."""
         close_producer(self._producer, self._faults)
+
+    def _too_large(self, topic: str, size: int) -> RecordTooLargeError:
+        needed = size + _FRAMING_BYTES
+        raised = {"message.max.bytes": needed} if needed > self._message_bytes else {}
+        if needed > self._queue_bytes:
+            raised["queue.buffering.max.kbytes"] = 2 * needed // 1024
+        options = " ".join(f"-X {name}={value}" for name, value in raised.items())
+        return RecordTooLargeError(
+            f"can't send to topic {topic!r}: a record of {size:,} bytes is too large for the client",
+            hint=f"Raise its properties ({options}) and the topic's max.message.bytes to {needed}, or send less.",
+        )
 
     def _telling(self, on_ack: OnAck) -> Callable[[KafkaError | None, Message], None]:
         def delivered(error: KafkaError | None, message: Message) -> None:

@@ -29,6 +29,7 @@ from modelcast.errors import (
     FencedError,
     ModelcastError,
     OffsetOutOfRangeError,
+    RecordTooLargeError,
     TopicNotFoundError,
     UsageError,
 )
@@ -295,18 +296,18 @@ class MemoryWriter:
 
         Raises:
             TopicNotFoundError: There is no such topic or partition.
-            BrokerError: The record is larger than a client may send.
+            RecordTooLargeError: The record is larger than a client may send.
         """
         size = len(key or b"") + len(value or b"")
         if size > CLIENT_MAX_RECORD_BYTES:
-            raise BrokerError(f"can't send to topic {topic!r}: a record of {size} bytes is too large")
+            raise RecordTooLargeError(f"can't send to topic {topic!r}: a record of {size} bytes is too large")
         self._serve_acks()
         with self._log._changed:
             found = self._log._topic(topic)
             place = self._place(key, len(found.partitions)) if partition is None else partition
             limit = int(found.description.configs["max.message.bytes"])
             if size + _BATCH_OVERHEAD_BYTES > limit:
-                self._failures.append(BrokerError(f"can't deliver to topic {topic!r}: over {limit} bytes"))
+                self._failures.append(RecordTooLargeError(f"can't deliver to topic {topic!r}: over {limit} bytes"))
                 return
             now_ms = int(self._log._clock() * 1000) if timestamp_ms is None else timestamp_ms
             offset = self._log._append(
