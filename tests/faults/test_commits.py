@@ -25,6 +25,8 @@ from .scorer_processes import Stage, wait_for
 
 # A transaction that nobody ends would stay open for longer than any test waits: what ends it is what is tested.
 LASTING: Mapping[str, object] = {"modelcast.consumer.scorer:TRANSACTION_TIMEOUT_MS": 300_000}
+# Nor does a scorer give an answer up that a test withholds.
+PATIENT: Mapping[str, object] = {**LASTING, "modelcast.kafka.batch:OFFSETS_TIMEOUT_S": 300.0}
 # Of a commit without an answer; the scorer's own 30 s are for clusters that elect a leader.
 DOUBT_S = 3.0
 IMPATIENT: Mapping[str, object] = {"modelcast.kafka.transaction:COMMIT_TIMEOUT_S": DOUBT_S}
@@ -153,7 +155,7 @@ def test_f41_offsets_of_partitions_lost_meanwhile_are_refused_and_nothing_is_dou
 ) -> None:
     with (
         stage.feeding(500),
-        stage.score("--instance", "a", servers=proxy.address, limits=LASTING) as slow,
+        stage.score("--instance", "a", servers=proxy.address, limits=PATIENT) as slow,
         stage.score("--instance", "b") as other,
     ):
         for scorer in (slow, other):
@@ -162,14 +164,16 @@ def test_f41_offsets_of_partitions_lost_meanwhile_are_refused_and_nothing_is_dou
         mine = stage.partitions_of("a")
         offsets = proxy.hold(Api.TXN_OFFSET_COMMIT, Way.REQUEST)
         offsets.await_caught()
-        beats = proxy.hold(Api.HEARTBEAT, Way.REQUEST, every=True)
+        # Nor may it join again, by a connection of its own, before the other has scored anything.
+        silent = [proxy.hold(api, Way.REQUEST, every=True) for api in (Api.HEARTBEAT, Api.JOIN_GROUP)]
         reached = stage.committed()
         wait_for(
             lambda: all(stage.committed().get(p, 0) > reached.get(p, 0) for p in mine),
             "the other to score it",
         )
         offsets.let_go()
-        beats.let_go()
+        for held in silent:
+            held.let_go()
         refused = slow.wait_line("recovering")
         wait_for(lambda: stage.partitions_of("a"), "it to come back")
         assert slow.end() == 0, slow.last_words()
