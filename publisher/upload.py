@@ -28,6 +28,8 @@ from .leftovers import Leftovers
 CHUNK_BYTES = 512 * 1024
 # Key (at most 100 + 1 + 71 + 1 + 7 + 1 + 10 bytes) and the record batch's own bytes, rounded up.
 _OVERHEAD_BYTES = 1024
+# The largest record an upload makes.
+RECORD_BYTES = CHUNK_BYTES + _OVERHEAD_BYTES
 # Broker failover takes seconds; past this the upload is reported as failed and a rerun sends the rest.
 _FLUSH_TIMEOUT_S = 120.0
 

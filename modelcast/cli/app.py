@@ -40,8 +40,10 @@ COMMANDS = {
     "top": "modelcast.fleet.cli:top",
     "tail": "modelcast.events.cli:tail",
     "keys": "modelcast.trust.cli:app",
+    "acl": "modelcast.access.cli:acl",
     "cache": "modelcast.files.cache_cli:app",
     "quarantine": "modelcast.consumer.quarantine_cli:app",
+    "doctor": "modelcast.doctor.cli:doctor",
     "dev": "modelcast.dev.cli:app",
     "demo": "modelcast.demo.cli:demo",
 }
