@@ -11,7 +11,7 @@ STARTED_LINE = "Kafka Server started"  # logged once every listener accepts requ
 LOG_MAX_SIZE = "10MB"  # of each of at most three log files: a dev broker may run for months
 
 # What a cluster of many nodes and patient users has as defaults, made right for one node and one impatient user.
-_ONE_NODE = {
+ONE_NODE = {
     # Nobody to replicate to; few partitions, since each is a directory to create and a log to load at every start.
     "offsets.topic.replication.factor": "1",
     "offsets.topic.num.partitions": "4",
@@ -79,7 +79,7 @@ def server_properties(data_dir: Path, port: int, controller_port: int, overrides
         "listeners": f"PLAINTEXT://{LOOPBACK}:{port},CONTROLLER://{LOOPBACK}:{controller_port}",
         "advertised.listeners": f"PLAINTEXT://{LOOPBACK}:{port}",
         "log.dirs": str(data_dir),
-        **_ONE_NODE,
+        **ONE_NODE,
         **overrides,
     }
     return "".join(f"{_escaped(key)}={_escaped(value)}\n" for key, value in settings.items())

@@ -10,12 +10,12 @@ import pytest
 
 from modelcast.config import Connection
 from modelcast.consumer import ModelClient
-from modelcast.dev.broker import LocalBroker
 from modelcast.errors import StoreNotAllowedError
 from modelcast.files.cache import Cache
 from modelcast.files.fetch import Fetcher
 from modelcast.kafka import KafkaLog
 from modelcast.topics import Topics
+from tests.brokers import Broker
 from tests.publishing import Shell, image, write_model, write_rows
 from tests.s3_server import S3Server, s3_server
 from tests.unit.control_rig import wait_until
@@ -38,14 +38,14 @@ def server() -> Iterator[S3Server]:
 
 
 @pytest.fixture
-def shell(broker: LocalBroker, prefix: str) -> Shell:
+def shell(broker: Broker, prefix: str) -> Shell:
     made = Shell(broker.bootstrap_servers, prefix)
     made.json("init", "--blob-partitions", "2")
     return made
 
 
 @pytest.fixture
-def log(broker: LocalBroker) -> Iterator[KafkaLog]:
+def log(broker: Broker) -> Iterator[KafkaLog]:
     with KafkaLog({"bootstrap.servers": broker.bootstrap_servers}) as made:
         yield made
 

@@ -15,7 +15,6 @@ import pytest
 
 from modelcast.config import Connection
 from modelcast.consumer import ModelClient
-from modelcast.dev.broker import LocalBroker
 from modelcast.files.cache import Cache, blobs_folder
 from modelcast.kafka import KafkaLog
 from modelcast.publisher.prepare import PreparedModel, prepare
@@ -23,6 +22,7 @@ from modelcast.publisher.session import RegistryWriter
 from modelcast.records import FileEntry
 from modelcast.registry.repository import init
 from modelcast.topics import Topics
+from tests.brokers import Broker
 from tests.fetching import CountingLog
 from tests.publishing import FIELDS, TIMEOUT_S, wide_model
 
@@ -88,7 +88,7 @@ def end(child: subprocess.Popen[str], status: int = 0) -> dict[str, Any]:
 
 @pytest.fixture
 def host(
-    broker: LocalBroker, prefix: str, tmp_path: Path, model: PreparedModel, monkeypatch: pytest.MonkeyPatch
+    broker: Broker, prefix: str, tmp_path: Path, model: PreparedModel, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Host]:
     monkeypatch.setenv("MODELCAST_STATE_DIR", str(tmp_path / "state"))
     connection = Connection.resolve(broker.bootstrap_servers, prefix=prefix)

@@ -14,11 +14,11 @@ import pytest
 from onnx import TensorProto, helper
 
 from modelcast import codec
-from modelcast.dev.broker import LocalBroker
 from modelcast.kafka import KafkaLog
 from modelcast.log import TopicSpec
 from modelcast.testing.broker import unique_name
 from modelcast.topics import Topics
+from tests.brokers import Broker
 from tests.publishing import Content, Shell, image, stable_s, wide_model, write_model, write_rows
 from tests.unit.registry_records import key_of, manifest, release, withdrawn
 
@@ -34,13 +34,13 @@ def state_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def log(broker: LocalBroker) -> Iterator[KafkaLog]:
+def log(broker: Broker) -> Iterator[KafkaLog]:
     with KafkaLog({"bootstrap.servers": broker.bootstrap_servers}) as made:
         yield made
 
 
 @pytest.fixture(scope="module")
-def shell(broker: LocalBroker, log: KafkaLog) -> Shell:
+def shell(broker: Broker, log: KafkaLog) -> Shell:
     """A repository that the tests of what fails share: `fraud` with version 1, not released."""
     made = Shell(broker.bootstrap_servers, unique_name("repository"))
     made.json("init", "--blob-partitions", "2")
@@ -64,7 +64,7 @@ def rows(folder: Path) -> str:
 
 
 @pytest.fixture
-def own(broker: LocalBroker, prefix: str) -> Shell:
+def own(broker: Broker, prefix: str) -> Shell:
     """A repository of the test's own."""
     made = Shell(broker.bootstrap_servers, prefix)
     made.json("init", "--blob-partitions", "2")
@@ -97,7 +97,7 @@ def uuid(log: KafkaLog, shell: Shell) -> str:
 # What works
 
 
-def test_init_makes_a_repository_once(broker: LocalBroker, log: KafkaLog, prefix: str) -> None:
+def test_init_makes_a_repository_once(broker: Broker, log: KafkaLog, prefix: str) -> None:
     shell = Shell(broker.bootstrap_servers, prefix)
     first = shell.json("init", "--blob-partitions", "3", "--replication-factor", "1")
     assert list(first) == ["repository", "prefix", "created", "topics_created"]
@@ -377,7 +377,7 @@ COMMANDS = {
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_without_a_repository_every_command_says_how_to_make_one(
-    broker: LocalBroker, log: KafkaLog, prefix: str, files: Path, monkeypatch: pytest.MonkeyPatch, command: str
+    broker: Broker, log: KafkaLog, prefix: str, files: Path, monkeypatch: pytest.MonkeyPatch, command: str
 ) -> None:
     monkeypatch.chdir(files)
     said = Shell(broker.bootstrap_servers, prefix).fails(*COMMANDS[command], status=4)
@@ -397,7 +397,7 @@ def test_a_broker_that_is_not_there_is_said_by_every_command(
 
 @pytest.mark.parametrize("topic", ["registry", "schemas", "blobs"])
 def test_a_topic_that_would_lose_models_is_refused_with_the_command_that_mends_it(
-    broker: LocalBroker, log: KafkaLog, prefix: str, files: Path, monkeypatch: pytest.MonkeyPatch, topic: str
+    broker: Broker, log: KafkaLog, prefix: str, files: Path, monkeypatch: pytest.MonkeyPatch, topic: str
 ) -> None:
     monkeypatch.chdir(files)
     for spec in Topics(prefix).specs(blob_partitions=1, replication_factor=1):
@@ -413,7 +413,7 @@ def test_a_topic_that_would_lose_models_is_refused_with_the_command_that_mends_i
 
 
 def test_a_topic_of_blobs_that_takes_no_chunk_is_refused_before_the_first_byte(
-    broker: LocalBroker, log: KafkaLog, prefix: str, source: str, rows: str
+    broker: Broker, log: KafkaLog, prefix: str, source: str, rows: str
 ) -> None:
     for spec in Topics(prefix).specs(blob_partitions=1, replication_factor=1):
         small = {"max.message.bytes": "1000"} if spec.name.endswith("blobs") else {}

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from modelcast.dev.broker import LocalBroker
+from tests.brokers import Broker
 from tests.publishing import Shell, write_model, write_rows
 
 
 @pytest.fixture
-def shell(broker: LocalBroker, prefix: str) -> Shell:
+def shell(broker: Broker, prefix: str) -> Shell:
     made = Shell(broker.bootstrap_servers, prefix)
     made.says("init")
     return made

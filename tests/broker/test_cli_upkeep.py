@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from modelcast.dev.broker import LocalBroker
 from modelcast.kafka import KafkaLog
 from modelcast.topics import ChunkKey, Topics, blob_partition
+from tests.brokers import Broker
 from tests.publishing import Content, Shell, write_model, write_rows
 
 FIELDS = ("--fields", "amount,age")
@@ -23,13 +23,13 @@ def state_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def log(broker: LocalBroker) -> Iterator[KafkaLog]:
+def log(broker: Broker) -> Iterator[KafkaLog]:
     with KafkaLog({"bootstrap.servers": broker.bootstrap_servers}) as made:
         yield made
 
 
 @pytest.fixture
-def shell(broker: LocalBroker, prefix: str, tmp_path: Path) -> Shell:
+def shell(broker: Broker, prefix: str, tmp_path: Path) -> Shell:
     """A repository with `fraud`: 1 was live, 2 is, 3 never was."""
     made = Shell(broker.bootstrap_servers, prefix)
     made.json("init", "--blob-partitions", "2")

@@ -14,11 +14,11 @@ from confluent_kafka.admin import AdminClient
 from modelcast import codec
 from modelcast.config import Connection
 from modelcast.consumer import ModelClient, following
-from modelcast.dev.broker import LocalBroker
 from modelcast.errors import BrokerError, RepositoryNotFoundError
 from modelcast.publisher.session import RegistryWriter
 from modelcast.records import InstanceStatus, ModelState
 from modelcast.registry.repository import init
+from tests.brokers import Broker
 from tests.machine import Stopwatch
 from tests.unit.control_rig import wait_until
 from tests.unit.linear_model import linear_model
@@ -30,7 +30,7 @@ LONGEST_S = 60.0
 class Repository:
     """A repository on a broker, with a publisher of linear models and clients on folders of their own."""
 
-    def __init__(self, broker: LocalBroker, prefix: str, folder: Path) -> None:
+    def __init__(self, broker: Broker, prefix: str, folder: Path) -> None:
         self.connection = Connection.resolve(broker.bootstrap_servers, prefix=prefix)
         self.folder = folder
         self.log = self.connection.open_log()
@@ -70,12 +70,12 @@ def _folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def repository(broker: LocalBroker, prefix: str, tmp_path: Path) -> Repository:
+def repository(broker: Broker, prefix: str, tmp_path: Path) -> Repository:
     return Repository(broker, prefix, tmp_path)
 
 
 @pytest.fixture
-def own_repository(own_broker: LocalBroker, prefix: str, tmp_path: Path) -> Iterator[Repository]:
+def own_repository(own_broker: Broker, prefix: str, tmp_path: Path) -> Iterator[Repository]:
     return Repository(own_broker, prefix, tmp_path)
 
 
@@ -108,7 +108,7 @@ def test_the_status_topic_tells_what_is_live_and_that_it_stopped(repository: Rep
     assert live.release_to_live_ms is not None
 
 
-def test_no_repository_is_told_with_its_remedy(broker: LocalBroker, prefix: str, tmp_path: Path) -> None:
+def test_no_repository_is_told_with_its_remedy(broker: Broker, prefix: str, tmp_path: Path) -> None:
     with (
         ModelClient(
             broker.bootstrap_servers, prefix=prefix, cache_dir=tmp_path / "cache", state_dir=tmp_path / "state"
@@ -127,7 +127,7 @@ def test_an_absent_broker_is_told_within_the_time_given(tmp_path: Path) -> None:
 
 
 def test_a_broker_that_dies_leaves_the_model_and_its_return_brings_the_next(
-    own_repository: Repository, own_broker: LocalBroker, monkeypatch: pytest.MonkeyPatch
+    own_repository: Repository, own_broker: Broker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(following, "PROBE_S", 0.5)
     own_repository.publish(100.0)
@@ -143,7 +143,7 @@ def test_a_broker_that_dies_leaves_the_model_and_its_return_brings_the_next(
 
 
 def test_f39_a_registry_made_anew_under_a_running_client_leaves_the_model_and_starts_afresh(
-    repository: Repository, broker: LocalBroker, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    repository: Repository, broker: Broker, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(following, "PROBE_S", 0.5)
     for bias in (100.0, 200.0, 300.0):
@@ -166,7 +166,7 @@ def test_f39_a_registry_made_anew_under_a_running_client_leaves_the_model_and_st
 
 
 def test_forks_are_told_and_end_in_peace_and_can_make_a_client_of_their_own(
-    repository: Repository, broker: LocalBroker
+    repository: Repository, broker: Broker
 ) -> None:
     repository.publish(100.0)
     arguments = [broker.bootstrap_servers, repository.connection.prefix, str(repository.folder)]

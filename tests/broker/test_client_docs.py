@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from modelcast.config import Connection
-from modelcast.dev.broker import LocalBroker
 from modelcast.registry.repository import init
+from tests.brokers import Broker
 from tests.documented import blocks
 
 BLOCKS = blocks("docs/CLIENT.md")
@@ -20,7 +20,7 @@ _TIMEOUT_S = 240
 
 
 @pytest.fixture
-def python(broker: LocalBroker, prefix: str, tmp_path: Path) -> Callable[[str], str]:
+def python(broker: Broker, prefix: str, tmp_path: Path) -> Callable[[str], str]:
     """Runs a block with warnings as errors, and gives what it prints."""
     connection = Connection.resolve(broker.bootstrap_servers, prefix=prefix)
     with connection.open_log() as log:

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from modelcast.dev.broker import LocalBroker
 from modelcast.kafka import KafkaLog
+from tests.brokers import Broker
 
 MONTHS = 3
 DEADLINE_S = 120.0
@@ -57,7 +57,7 @@ def await_line(path: Path, words: str) -> None:
 
 
 def test_it_holds_what_it_promises_and_leaves_a_given_broker_as_it_was(
-    broker: LocalBroker, fresh_topic: Callable[..., str], tmp_path: Path
+    broker: Broker, fresh_topic: Callable[..., str], tmp_path: Path
 ) -> None:
     report, temporary, prefix = tmp_path / "report.html", tmp_path / "tmp", fresh_topic("demo")
     done = subprocess.run(

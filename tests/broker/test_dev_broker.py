@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,14 +19,22 @@ from modelcast.dev.broker import LocalBroker
 from modelcast.dev.ports import free_ports, is_free
 from modelcast.dev.process import Process, start_time
 from modelcast.errors import BrokerError
-from modelcast.testing.broker import unique_name
+from modelcast.testing.broker import local_broker, unique_name
+from tests.brokers import Broker
 from tests.machine import Stopwatch
 
 DEADLINE_S = 60.0
 READY_GOAL_S = 3.0
 
 
-def write(broker: LocalBroker, topic: str, value: bytes, *, timeout_s: float = DEADLINE_S) -> bool:
+@pytest.fixture
+def process(tmp_path: Path) -> Iterator[LocalBroker]:
+    """A broker that is a process, wherever the session's are."""
+    with local_broker(tmp_path / "process") as running:
+        yield running
+
+
+def write(broker: Broker, topic: str, value: bytes, *, timeout_s: float = DEADLINE_S) -> bool:
     """Produces one record; returns whether it was acknowledged in time."""
     producer = Producer({"bootstrap.servers": broker.bootstrap_servers, "reconnect.backoff.max.ms": 200})
     producer.produce(topic, value, partition=0)
@@ -36,7 +45,7 @@ def write(broker: LocalBroker, topic: str, value: bytes, *, timeout_s: float = D
     return unsent == 0
 
 
-def read_all(broker: LocalBroker, topic: str) -> list[bytes]:
+def read_all(broker: Broker, topic: str) -> list[bytes]:
     consumer = Consumer({"bootstrap.servers": broker.bootstrap_servers, "group.id": "reader"})
     try:
         _, end = consumer.get_watermark_offsets(TopicPartition(topic, 0), timeout=DEADLINE_S)
@@ -53,25 +62,25 @@ def read_all(broker: LocalBroker, topic: str) -> list[bytes]:
         consumer.close()
 
 
-def create(broker: LocalBroker, topic: str) -> None:
+def create(broker: Broker, topic: str) -> None:
     admin = AdminClient({"bootstrap.servers": broker.bootstrap_servers})
     admin.create_topics([NewTopic(topic, 1, 1)])[topic].result(DEADLINE_S)
 
 
-def test_the_session_broker_takes_and_gives_records(broker: LocalBroker) -> None:
+def test_the_session_broker_takes_and_gives_records(broker: Broker) -> None:
     topic = unique_name("taken")
     create(broker, topic)
     assert write(broker, topic, b"a")
     assert read_all(broker, topic) == [b"a"]
 
 
-def test_a_misspelt_topic_is_not_created(broker: LocalBroker) -> None:
+def test_a_misspelt_topic_is_not_created(broker: Broker) -> None:
     topic = unique_name("misspelt")
     write(broker, topic, b"a", timeout_s=1.0)
     assert topic not in AdminClient({"bootstrap.servers": broker.bootstrap_servers}).list_topics().topics
 
 
-def test_port_and_data_outlive_stop_and_kill(own_broker: LocalBroker) -> None:
+def test_port_and_data_outlive_stop_and_kill(own_broker: Broker) -> None:
     create(own_broker, "kept")
     address = own_broker.bootstrap_servers
     assert write(own_broker, "kept", b"first")
@@ -91,16 +100,16 @@ def test_port_and_data_outlive_stop_and_kill(own_broker: LocalBroker) -> None:
     assert read_all(own_broker, "kept") == [b"first", b"second"]
 
 
-def test_a_later_start_is_ready_within_three_seconds(own_broker: LocalBroker) -> None:
-    own_broker.stop()
+def test_a_later_start_is_ready_within_three_seconds(process: LocalBroker) -> None:
+    process.stop()
     watch = Stopwatch()
-    own_broker.start()
+    process.start()
     took_s = watch.took_s
     print(f"ready in {took_s:.2f} s")
     assert watch.allows(took_s, READY_GOAL_S)
 
 
-def test_a_paused_broker_answers_nothing_until_it_goes_on(own_broker: LocalBroker) -> None:
+def test_a_paused_broker_answers_nothing_until_it_goes_on(own_broker: Broker) -> None:
     create(own_broker, "paused")
     own_broker.pause()
     assert own_broker.running
@@ -110,11 +119,14 @@ def test_a_paused_broker_answers_nothing_until_it_goes_on(own_broker: LocalBroke
     assert read_all(own_broker, "paused")[-1] == b"kept"
 
 
-def test_a_paused_broker_can_be_stopped(own_broker: LocalBroker) -> None:
-    process = own_broker.process
+@pytest.mark.parametrize("end", ["stop", "kill"])
+def test_a_paused_broker_can_be_ended(own_broker: Broker, end: str) -> None:
+    create(own_broker, "kept")
     own_broker.pause()
-    own_broker.stop()
-    assert not process.alive()
+    getattr(own_broker, end)()
+    assert not own_broker.running
+    own_broker.start()  # nobody holds its port and its data
+    assert write(own_broker, "kept", b"first")
 
 
 def test_it_dies_with_the_process_that_started_it(tmp_path: Path) -> None:
@@ -152,8 +164,9 @@ def test_a_failed_start_shows_the_reason_and_leaves_no_process(tmp_path: Path) -
     assert not broker.running
 
 
-def test_a_given_port_that_is_taken_is_refused_not_shared(broker: LocalBroker, tmp_path: Path) -> None:
-    second = LocalBroker(tmp_path, port=broker.port, die_with_parent=True)
+def test_a_given_port_that_is_taken_is_refused_not_shared(broker: Broker, tmp_path: Path) -> None:
+    port = int(broker.bootstrap_servers.rpartition(":")[2])
+    second = LocalBroker(tmp_path, port=port, die_with_parent=True)
     with pytest.raises(BrokerError, match="Address already in use") as refused:
         second.start()
     assert str(second.log_path) in str(refused.value)

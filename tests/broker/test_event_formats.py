@@ -20,8 +20,8 @@ from confluent_kafka.serialization import MessageField, SerializationContext
 from modelcast.avro import Schema
 from modelcast.consumer import loop
 from modelcast.consumer.reports import Report, Waiting
-from modelcast.dev.broker import LocalBroker
 from modelcast.errors import ExitCode, SchemaRegistryError
+from tests.brokers import Broker
 from tests.faults import oracle
 from tests.schema_registry_server import SchemaRegistryServer
 from tests.unit.control_rig import wait_until
@@ -87,7 +87,7 @@ def server() -> Iterator[SchemaRegistryServer]:
 
 
 @pytest.fixture
-def stream(broker: LocalBroker, prefix: str, tmp_path: Path) -> Stream:
+def stream(broker: Broker, prefix: str, tmp_path: Path) -> Stream:
     stream = Stream(broker, prefix, tmp_path, partitions=1)
     stream.publish(0.5)
     return stream

@@ -11,7 +11,6 @@ from random import Random
 import pytest
 
 from modelcast import digest
-from modelcast.dev.broker import LocalBroker
 from modelcast.errors import IntegrityError
 from modelcast.files.cache import Cache
 from modelcast.files.fetch import Fetcher
@@ -20,6 +19,7 @@ from modelcast.log import Log
 from modelcast.records import ChunkHint, FileEntry, Manifest, Signature
 from modelcast.registry.image import VersionRecord
 from modelcast.topics import ChunkKey, Topics, blob_partition
+from tests.brokers import Broker
 
 PARTITIONS = 3
 CHUNK_BYTES = 256 * 1024
@@ -32,7 +32,7 @@ FILES = {
 
 
 @pytest.fixture
-def log(broker: LocalBroker) -> Iterator[Log]:
+def log(broker: Broker) -> Iterator[Log]:
     with KafkaLog({"bootstrap.servers": broker.bootstrap_servers}) as log:
         yield log
 

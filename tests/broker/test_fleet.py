@@ -23,7 +23,6 @@ import pytest
 from modelcast import codec
 from modelcast.config import Connection
 from modelcast.consumer import Scorer
-from modelcast.dev.broker import LocalBroker
 from modelcast.fleet.fleet import Presence
 from modelcast.fleet.watch import StatusWatch
 from modelcast.log import TopicSpec
@@ -31,6 +30,7 @@ from modelcast.publisher.session import RegistryWriter
 from modelcast.records import InstanceStatus
 from modelcast.registry.repository import init
 from modelcast.testing.broker import unique_name
+from tests.brokers import Broker
 from tests.publishing import Shell
 from tests.unit.control_rig import wait_until
 from tests.unit.fleet_records import model, refusal, status
@@ -42,7 +42,7 @@ LONGEST_S = 60.0
 class Place:
     """A repository with a model and a topic of events."""
 
-    def __init__(self, broker: LocalBroker, folder: Path) -> None:
+    def __init__(self, broker: Broker, folder: Path) -> None:
         self.connection = Connection.resolve(broker.bootstrap_servers, prefix=unique_name("fleet"))
         self.shell = Shell(broker.bootstrap_servers, self.connection.prefix)
         self.folder = folder
@@ -71,7 +71,7 @@ class Place:
 
 
 @pytest.fixture
-def place(broker: LocalBroker, tmp_path: Path) -> Iterator[Place]:
+def place(broker: Broker, tmp_path: Path) -> Iterator[Place]:
     made = Place(broker, tmp_path)
     yield made
     made.log.close()
@@ -197,7 +197,7 @@ def test_check_says_whether_something_is_wrong(place: Place) -> None:
     assert place.shell.call("status")[0] == 0
 
 
-def test_where_there_is_no_repository_it_says_how_to_make_one(broker: LocalBroker) -> None:
+def test_where_there_is_no_repository_it_says_how_to_make_one(broker: Broker) -> None:
     shell = Shell(broker.bootstrap_servers, unique_name("nowhere"))
     assert "modelcast init" in shell.fails("status", status=4)
 

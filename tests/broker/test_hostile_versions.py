@@ -11,11 +11,11 @@ import pytest
 from modelcast import digest
 from modelcast.config import Connection
 from modelcast.consumer import ModelClient
-from modelcast.dev.broker import LocalBroker
 from modelcast.publisher.prepare import PreparedModel
 from modelcast.publisher.session import RegistryWriter
 from modelcast.records import FileEntry, Tolerance
 from modelcast.registry.repository import init
+from tests.brokers import Broker
 from tests.unit import bad_versions
 from tests.unit.registry_records import SIGNATURE
 
@@ -37,7 +37,7 @@ def prepared(folder: Path, make: Callable[[Path], Files]) -> PreparedModel:
 
 
 @pytest.fixture
-def connection(broker: LocalBroker, prefix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Connection:
+def connection(broker: Broker, prefix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Connection:
     monkeypatch.setenv("MODELCAST_STATE_DIR", str(tmp_path / "state"))
     return Connection.resolve(broker.bootstrap_servers, prefix=prefix, environment={})
 

@@ -16,12 +16,12 @@ from confluent_kafka import Producer
 from modelcast.config import Connection
 from modelcast.consumer import ModelClient, Scorer
 from modelcast.consumer.dead_letters import ERROR
-from modelcast.dev.broker import LocalBroker
 from modelcast.events.infer import infer_schema_of
 from modelcast.events.send import EventSender
 from modelcast.log import TopicSpec
 from modelcast.publisher import ModelPublisher
 from modelcast.registry.repository import init
+from tests.brokers import Broker
 from tests.faults import oracle
 from tests.unit.image_models import SIDE, conv_net, digit_classifier, digits
 
@@ -29,7 +29,7 @@ from tests.unit.image_models import SIDE, conv_net, digit_classifier, digits
 class Images:
     """A repository with two models of digits, and topics of images."""
 
-    def __init__(self, broker: LocalBroker, prefix: str, folder: Path) -> None:
+    def __init__(self, broker: Broker, prefix: str, folder: Path) -> None:
         self.connection = Connection.resolve(broker.bootstrap_servers, prefix=prefix)
         self.folder = folder
         self.log = self.connection.open_log()
@@ -85,7 +85,7 @@ def _folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_images_are_scored_from_raw_bytes_and_poison_costs_only_itself(
-    broker: LocalBroker, prefix: str, tmp_path: Path
+    broker: Broker, prefix: str, tmp_path: Path
 ) -> None:
     setting = Images(broker, prefix, tmp_path)
     images = digits()[0][500:900]

@@ -14,13 +14,13 @@ import pytest
 from confluent_kafka.admin import AdminClient
 
 from modelcast.consumer import ModelClient, following
-from modelcast.dev.broker import LocalBroker
 from modelcast.errors import BrokerError, OutcomeUnknownError
 from modelcast.kafka import KafkaLog, transaction
 from modelcast.log import BEGINNING
 from modelcast.publisher.session import RegistryWriter
 from modelcast.registry.repository import init
 from modelcast.topics import Topics
+from tests.brokers import Broker
 from tests.log_contract import DEADLINE_S, fresh, put, read_to, read_until, settled_ends, values
 from tests.machine import Stopwatch
 from tests.unit.control_rig import wait_until
@@ -33,13 +33,13 @@ MAX_STARTS = 3
 
 
 @pytest.fixture
-def log(own_broker: LocalBroker) -> Iterator[KafkaLog]:
+def log(own_broker: Broker) -> Iterator[KafkaLog]:
     with KafkaLog({"bootstrap.servers": own_broker.bootstrap_servers}) as log:
         yield log
 
 
 def test_a_commit_without_an_answer_is_in_doubt_until_the_id_is_taken_again(
-    own_broker: LocalBroker, log: KafkaLog, monkeypatch: pytest.MonkeyPatch
+    own_broker: Broker, log: KafkaLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(transaction, "COMMIT_TIMEOUT_S", 1.0)
     topic = fresh(log)
@@ -70,7 +70,7 @@ def test_a_commit_without_an_answer_is_in_doubt_until_the_id_is_taken_again(
 
 
 def test_an_abort_nobody_answers_does_not_raise_and_nothing_becomes_visible(
-    own_broker: LocalBroker, log: KafkaLog, monkeypatch: pytest.MonkeyPatch
+    own_broker: Broker, log: KafkaLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(transaction, "ABORT_TIMEOUT_S", 1.0)
     topic = fresh(log)
@@ -91,7 +91,7 @@ def test_an_abort_nobody_answers_does_not_raise_and_nothing_becomes_visible(
         assert read_to(reader, settled_ends(log, topic)) == []
 
 
-def test_writer_reader_and_log_outlive_a_broker_that_is_killed(own_broker: LocalBroker, log: KafkaLog) -> None:
+def test_writer_reader_and_log_outlive_a_broker_that_is_killed(own_broker: Broker, log: KafkaLog) -> None:
     topic = fresh(log)
     with closing(log.writer()) as writer, closing(log.reader(topic, {0: BEGINNING})) as reader:
         writer.send(topic, key=None, value=b"before", partition=0)
@@ -108,7 +108,7 @@ def test_writer_reader_and_log_outlive_a_broker_that_is_killed(own_broker: Local
         assert log.end_offsets(topic, committed=False) == {0: 2}
 
 
-def test_the_wrong_security_protocol_names_the_settings_to_check(own_broker: LocalBroker, log: KafkaLog) -> None:
+def test_the_wrong_security_protocol_names_the_settings_to_check(own_broker: Broker, log: KafkaLog) -> None:
     put(log, fresh(log), b"x")
     settings = {"bootstrap.servers": own_broker.bootstrap_servers, "security.protocol": "SSL"}
     with KafkaLog(settings) as wrong, pytest.raises(BrokerError, match="SSL") as raised:
@@ -118,7 +118,7 @@ def test_the_wrong_security_protocol_names_the_settings_to_check(own_broker: Loc
 
 
 def test_an_application_starts_from_its_cache_while_the_broker_is_away_and_follows_again_when_it_is_back(
-    own_broker: LocalBroker, prefix: str, log: KafkaLog, tmp_path: Path
+    own_broker: Broker, prefix: str, log: KafkaLog, tmp_path: Path
 ) -> None:
     init(log, Topics(prefix), blob_partitions=2)
     writer = RegistryWriter(log, Topics(prefix))
@@ -146,7 +146,7 @@ def test_an_application_starts_from_its_cache_while_the_broker_is_away_and_follo
 
 
 def test_f39_a_restart_while_the_registry_is_gone_serves_the_last_good_version_until_the_next_one(
-    broker: LocalBroker,
+    broker: Broker,
     prefix: str,
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
@@ -177,7 +177,7 @@ def test_f39_a_restart_while_the_registry_is_gone_serves_the_last_good_version_u
 
 @contextmanager
 def _starting(
-    broker: LocalBroker, prefix: str, folder: Path
+    broker: Broker, prefix: str, folder: Path
 ) -> Iterator[tuple[dict[str, Any], Callable[[], dict[str, Any]]]]:
     """What an application that starts now says first, and how to wait for what it says next."""
     process = subprocess.Popen(

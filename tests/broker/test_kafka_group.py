@@ -13,11 +13,11 @@ import pytest
 from confluent_kafka import TopicPartition
 from confluent_kafka.admin import AdminClient
 
-from modelcast.dev.broker import LocalBroker
 from modelcast.errors import BrokerError, FencedError, OffsetOutOfRangeError
 from modelcast.group import Message
 from modelcast.kafka import KafkaGroupConsumer, KafkaLog
 from modelcast.log import BEGINNING, TopicSpec
+from tests.brokers import Broker
 from tests.log_contract import DEADLINE_S, fresh, put, read_to, read_until, settled_ends, values
 
 SESSION_TIMEOUT_MS = 6_000
@@ -45,7 +45,7 @@ class Member:
 
 
 @pytest.fixture
-def log(broker: LocalBroker) -> Iterator[KafkaLog]:
+def log(broker: Broker) -> Iterator[KafkaLog]:
     with KafkaLog({"bootstrap.servers": broker.bootstrap_servers}) as log:
         yield log
 
@@ -157,7 +157,7 @@ def test_seek_pause_and_resume(log: KafkaLog, join: Callable[..., Member]) -> No
 
 @pytest.mark.parametrize("start", [{}, {"auto.offset.reset": "latest"}])
 def test_an_offset_that_retention_passed_is_an_error_never_a_skip(
-    broker: LocalBroker, log: KafkaLog, join: Callable[..., Member], start: dict[str, str]
+    broker: Broker, log: KafkaLog, join: Callable[..., Member], start: dict[str, str]
 ) -> None:
     topic = fresh(log)
     put(log, topic, b"a", b"b", b"c", b"d")
@@ -176,7 +176,7 @@ def test_an_offset_that_retention_passed_is_an_error_never_a_skip(
 
 
 def test_where_a_group_without_offsets_starts_is_the_callers_choice(
-    broker: LocalBroker, log: KafkaLog, join: Callable[..., Member]
+    broker: Broker, log: KafkaLog, join: Callable[..., Member]
 ) -> None:
     topic = fresh(log)
     put(log, topic, b"old")
@@ -193,7 +193,7 @@ def test_where_a_group_without_offsets_starts_is_the_callers_choice(
     ids=["range", "cooperative", "kip-848"],
 )
 def test_partitions_move_between_members_and_nothing_is_read_twice(
-    broker: LocalBroker, log: KafkaLog, join: Callable[..., Member], protocol: dict[str, str]
+    broker: Broker, log: KafkaLog, join: Callable[..., Member], protocol: dict[str, str]
 ) -> None:
     topic = fresh(log, partitions=2)
     put(log, topic, b"a0", b"a1", partition=0)
@@ -266,7 +266,7 @@ def test_what_a_callback_raises_comes_out_of_consume(log: KafkaLog, join: Callab
 # Batches
 
 
-def test_a_hundred_thousand_records_arrive_in_order_through_a_small_queue(broker: LocalBroker) -> None:
+def test_a_hundred_thousand_records_arrive_in_order_through_a_small_queue(broker: Broker) -> None:
     settings = {"bootstrap.servers": broker.bootstrap_servers, "queue.buffering.max.messages": "3000"}
     with KafkaLog(settings) as log:
         topic = fresh(log, partitions=2)
@@ -438,7 +438,7 @@ def test_a_producer_whose_id_was_taken_is_fenced_and_its_successor_sees_the_comm
         assert values(read_to(reader, settled_ends(log, scores))) == [b"new"]
 
 
-def test_a_topic_is_there_for_everybody_once_create_returned(broker: LocalBroker, log: KafkaLog) -> None:
+def test_a_topic_is_there_for_everybody_once_create_returned(broker: Broker, log: KafkaLog) -> None:
     topic = f"{fresh(log)}-many"
     assert log.create(TopicSpec(topic, 12))
     with KafkaLog({"bootstrap.servers": broker.bootstrap_servers}) as other:

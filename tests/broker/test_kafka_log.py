@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from typing import Any
 from uuid import uuid4
 
 import pytest
 from confluent_kafka import KafkaError
 
-from modelcast.dev.broker import LocalBroker
 from modelcast.errors import (
     AuthorizationError,
     BrokerError,
@@ -27,6 +27,7 @@ from modelcast.kafka import KafkaLog
 from modelcast.kafka.faults import Faults
 from modelcast.kafka.transaction import Transactions
 from modelcast.log import BEGINNING, Log, LogWriter, TopicSpec
+from tests.brokers import Broker
 from tests.log_contract import DEADLINE_S, LogContract, fresh
 
 # What somebody at a prompt waits for is 6 s; on a busy machine eleven clients at once take their time.
@@ -35,7 +36,7 @@ UNREACHABLE_LIMIT_S = 30.0
 
 class TestKafkaLog(LogContract):
     @pytest.fixture
-    def log(self, broker: LocalBroker) -> Iterator[Log]:
+    def log(self, broker: Broker) -> Iterator[Log]:
         with KafkaLog({"bootstrap.servers": broker.bootstrap_servers}) as log:
             yield log
 
@@ -121,7 +122,7 @@ def test_every_code_has_its_one_error(code: int, kind: type[ModelcastError]) -> 
     assert type(Faults("h:1").explain(KafkaError(code), "can't")) is kind
 
 
-def test_a_topic_that_can_not_be_made_says_what_to_change(broker: LocalBroker) -> None:
+def test_a_topic_that_can_not_be_made_says_what_to_change(broker: Broker) -> None:
     with KafkaLog({"bootstrap.servers": broker.bootstrap_servers}) as log:
         with pytest.raises(BrokerError, match="can't create topic 'wide'.*--replication-factor"):
             log.create(TopicSpec("wide", 1, replication_factor=99))
@@ -138,9 +139,7 @@ def test_wrong_properties_are_the_callers_mistake() -> None:
         KafkaLog({"bootstrap.servers": "localhost:9092", "security.protocol": "carrier-pigeon"})
 
 
-def test_the_callers_properties_win_but_not_over_promises(
-    broker: LocalBroker, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_the_callers_properties_win_but_not_over_promises(broker: Broker, caplog: pytest.LogCaptureFixture) -> None:
     settings = {
         "bootstrap.servers": broker.bootstrap_servers,
         "message.max.bytes": "3000",  # lower than ours: must be in force
@@ -159,7 +158,7 @@ def test_the_callers_properties_win_but_not_over_promises(
     assert "acks=1 is not used" in caplog.text
 
 
-def test_sending_to_a_missing_topic_does_not_create_it_even_where_the_broker_would(broker: LocalBroker) -> None:
+def test_sending_to_a_missing_topic_does_not_create_it_even_where_the_broker_would(broker: Broker) -> None:
     missing = f"missing-{uuid4().hex[:12]}"
     with KafkaLog({"bootstrap.servers": broker.bootstrap_servers}) as log:
         with pytest.raises(Exception, match=missing):
@@ -167,7 +166,7 @@ def test_sending_to_a_missing_topic_does_not_create_it_even_where_the_broker_wou
         assert missing not in log.topics()
 
 
-def test_a_send_waits_while_the_queue_is_full(broker: LocalBroker) -> None:
+def test_a_send_waits_while_the_queue_is_full(broker: Broker) -> None:
     settings = {"bootstrap.servers": broker.bootstrap_servers, "queue.buffering.max.messages": "10"}
     with KafkaLog(settings) as log:
         topic = fresh(log)
@@ -179,7 +178,7 @@ def test_a_send_waits_while_the_queue_is_full(broker: LocalBroker) -> None:
 
 
 def test_whoever_is_fenced_in_the_middle_of_a_transaction_is_told_so_by_whatever_call_meets_it(
-    broker: LocalBroker, monkeypatch: pytest.MonkeyPatch
+    broker: Broker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # A record may be refused before the connection has told why; so the look at what it told comes too early here.
     monkeypatch.setattr(Transactions, "check_open", lambda _: None)
@@ -196,3 +195,22 @@ def send_until_refused(writer: LogWriter, topic: str) -> None:
     while time.monotonic() < deadline:
         writer.send(topic, key=None, value=b"x", partition=0)
         time.sleep(0.001)
+
+
+def test_a_topic_just_made_is_there_although_the_broker_that_is_asked_does_not_know_it_yet(
+    broker: Broker, fresh_topic: Callable[[], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    topic, asked = fresh_topic(), []
+    with KafkaLog({"bootstrap.servers": broker.bootstrap_servers}) as first:
+        assert first.create(TopicSpec(topic, 1))
+    with KafkaLog({"bootstrap.servers": broker.bootstrap_servers}) as second:
+        assert not second.create(TopicSpec(topic, 1)), "it was made by the other"
+        knows = second._metadata
+
+        def lags() -> Mapping[str, Any]:
+            asked.append(topic)
+            return {} if len(asked) < 3 else knows()
+
+        monkeypatch.setattr(second, "_metadata", lags)
+        assert second.describe(topic).partitions == 1
+    assert len(asked) == 3

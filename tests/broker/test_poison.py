@@ -16,11 +16,11 @@ from confluent_kafka import Message, Producer
 from modelcast.avro import Schema
 from modelcast.config import Connection
 from modelcast.consumer import Scorer
-from modelcast.dev.broker import LocalBroker
 from modelcast.events.schemas import SchemaTopic
 from modelcast.log import TopicSpec
 from modelcast.publisher.session import RegistryWriter
 from modelcast.registry.repository import init
+from tests.brokers import Broker, topic_folders
 from tests.faults import oracle
 from tests.publishing import Shell
 from tests.record_batches import transactions
@@ -42,7 +42,7 @@ OTHER = Schema.parse({"type": "record", "name": "Other", "fields": [{"name": "am
 class World:
     """A repository with a model, and topics of events to be scored."""
 
-    def __init__(self, broker: LocalBroker, prefix: str, folder: Path) -> None:
+    def __init__(self, broker: Broker, prefix: str, folder: Path) -> None:
         self.servers = broker.bootstrap_servers
         self.shell = Shell(self.servers, prefix)
         self.connection = Connection.resolve(self.servers, prefix=prefix)
@@ -106,7 +106,7 @@ class World:
 
 
 @pytest.fixture
-def world(broker: LocalBroker, prefix: str, tmp_path: Path) -> World:
+def world(broker: Broker, prefix: str, tmp_path: Path) -> World:
     return World(broker, prefix, tmp_path)
 
 
@@ -140,7 +140,7 @@ def poisoned(number: int) -> tuple[bytes | None, str]:
 
 
 def test_f33_poison_costs_no_neighbour_a_byte_and_goes_to_the_dead_letters_in_the_same_transaction(
-    world: World, broker: LocalBroker, fresh_topic: Callable[..., str]
+    world: World, broker: Broker, fresh_topic: Callable[..., str], tmp_path: Path
 ) -> None:
     name = fresh_topic("events")
     clean, dirty = world.make(f"clean-{name}"), world.make(f"dirty-{name}")
@@ -171,10 +171,11 @@ def test_f33_poison_costs_no_neighbour_a_byte_and_goes_to_the_dead_letters_in_th
         assert headers["__streams.errors.message"]
         assert (headers["traceparent"], headers["modelcast.timestamp"]) == (b"00-1", b"%d" % times[number])
 
+    stored = topic_folders(broker, tmp_path / "stored")
     for partition in range(PARTITIONS):
         taken = []
         for topic, found in ((f"{dirty}-scores", untouched), (f"{dirty}-scores.dead-letters", letters)):
-            committed = transactions(broker.data_dir / "kafka", topic, partition)
+            committed = transactions(stored, topic, partition)
             offsets = iter(sorted(offset for place, offset in found if place == partition))
             taken.append({(producer, *span(offsets, count)) for producer, count in committed})
         # The events of one transaction follow each other, so those of another never stand between them.

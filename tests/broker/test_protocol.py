@@ -22,8 +22,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from onnx import external_data_helper
 
 from modelcast.consumer import ModelClient
-from modelcast.dev.broker import LocalBroker
 from modelcast.testing.broker import unique_name
+from tests.brokers import Broker
 from tests.protocol_client.avro import ProtocolError, frame, unframe
 from tests.protocol_client.files import content_digest, digest_of, read_examples, run, run_golden, write_examples
 from tests.protocol_client.image import (
@@ -59,7 +59,7 @@ SIGNATURE: dict[str, Any] = {
 
 
 @pytest.fixture(scope="module")
-def shell(broker: LocalBroker, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
+def shell(broker: Broker, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
     """A repository of this file's, made by the package."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MODELCAST_STATE_DIR", str(tmp_path_factory.mktemp("state")))

@@ -12,12 +12,12 @@ import pytest
 
 from modelcast.config import Connection
 from modelcast.consumer import ModelClient
-from modelcast.dev.broker import LocalBroker
 from modelcast.log import Log
 from modelcast.publisher import upload
 from modelcast.publisher.prepare import prepare
 from modelcast.publisher.session import RegistryWriter
 from modelcast.registry.repository import init
+from tests.brokers import Broker
 from tests.publishing import FIELDS, wide_model
 
 EXAMPLES = [{"amount": 1.0, "age": 2.0}, {"amount": 3.0, "age": 4.0}]
@@ -96,7 +96,7 @@ class Rig:
 
 
 @pytest.fixture
-def rig(broker: LocalBroker, prefix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Rig]:
+def rig(broker: Broker, prefix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Rig]:
     """An application in which version 1 is live."""
     monkeypatch.setenv("MODELCAST_STATE_DIR", str(tmp_path / "state"))
     connection = Connection.resolve(broker.bootstrap_servers, prefix=prefix)

@@ -18,11 +18,11 @@ import pytest
 
 import modelcast
 from modelcast.config import ENV_BOOTSTRAP, ENV_PREFIX
-from modelcast.dev.broker import LocalBroker
 from modelcast.errors import GateError
 from modelcast.kafka import KafkaLog
 from modelcast.publisher import ModelPublisher, Published
 from modelcast.topics import Topics
+from tests.brokers import Broker
 from tests.publishing import TIMEOUT_S, Content, Shell, write_model, write_rows
 
 FIELDS = ("--fields", "amount,age")
@@ -40,13 +40,13 @@ def own_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def log(broker: LocalBroker) -> Iterator[KafkaLog]:
+def log(broker: Broker) -> Iterator[KafkaLog]:
     with KafkaLog({"bootstrap.servers": broker.bootstrap_servers}) as made:
         yield made
 
 
 @pytest.fixture
-def shell(broker: LocalBroker, prefix: str) -> Shell:
+def shell(broker: Broker, prefix: str) -> Shell:
     made = Shell(broker.bootstrap_servers, prefix)
     made.json("init", "--blob-partitions", "2")
     return made

@@ -19,10 +19,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from modelcast.config import Connection
 from modelcast.consumer import ModelClient
-from modelcast.dev.broker import LocalBroker
 from modelcast.publisher import ModelPublisher
 from modelcast.registry.repository import init
-from modelcast.testing.broker import local_broker
+from tests.brokers import Broker, running_broker
 
 SIDE = 10_000  # a square of float32 of 400 MB
 BACKBONE_BYTES = SIDE * SIDE * 4
@@ -45,9 +44,9 @@ def folder(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.fixture
-def large_broker(folder: Path) -> Iterator[LocalBroker]:
+def large_broker(folder: Path) -> Iterator[Broker]:
     """The model's chunks go with it."""
-    with local_broker(folder / "broker") as running:
+    with running_broker(folder / "broker") as running:
         yield running
 
 
@@ -149,7 +148,7 @@ def role(*arguments: str) -> subprocess.Popen[str]:
 
 
 def test_a_model_of_400_mb_goes_live_with_default_limits_and_a_new_head_travels_alone(
-    large_broker: LocalBroker, folder: Path
+    large_broker: Broker, folder: Path
 ) -> None:
     servers = large_broker.bootstrap_servers
     connection = Connection.resolve(servers, prefix=PREFIX)

@@ -11,10 +11,10 @@ import pytest
 
 from modelcast.config import Connection
 from modelcast.consumer import ModelClient
-from modelcast.dev.broker import LocalBroker
 from modelcast.publisher.prepare import prepare
 from modelcast.publisher.session import RegistryWriter
 from modelcast.registry.repository import init
+from tests.brokers import Broker
 from tests.machine import Stopwatch
 from tests.publishing import FIELDS, wide_model
 
@@ -24,7 +24,7 @@ LONGEST_S = 60.0
 
 
 def test_a_small_model_is_live_within_a_second_of_its_publication(
-    broker: LocalBroker, prefix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    broker: Broker, prefix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MODELCAST_STATE_DIR", str(tmp_path / "state"))
     connection = Connection.resolve(broker.bootstrap_servers, prefix=prefix)

@@ -7,16 +7,16 @@ from collections.abc import Iterator
 import pytest
 
 from modelcast.avro import Schema
-from modelcast.dev.broker import LocalBroker
 from modelcast.errors import UsageError
 from modelcast.events.schemas import SchemaTopic
 from modelcast.kafka import KafkaLog
 from modelcast.log import BEGINNING, Log, TopicSpec
 from modelcast.topics import Topics
+from tests.brokers import Broker
 
 
 @pytest.fixture
-def log(broker: LocalBroker) -> Iterator[Log]:
+def log(broker: Broker) -> Iterator[Log]:
     with KafkaLog({"bootstrap.servers": broker.bootstrap_servers}) as made:
         yield made
 

@@ -13,7 +13,6 @@ from modelcast.config import Connection
 from modelcast.consumer import Scorer
 from modelcast.consumer import scorer as scorer_module
 from modelcast.consumer.reports import Refused, Report, Started, Stopped, Swapped, Waiting, Warned, WentLive
-from modelcast.dev.broker import LocalBroker
 from modelcast.errors import (
     BindingError,
     BrokerError,
@@ -29,6 +28,7 @@ from modelcast.errors import (
 from modelcast.log import TopicSpec
 from modelcast.publisher.session import RegistryWriter
 from modelcast.registry.repository import init
+from tests.brokers import Broker
 from tests.faults import oracle
 from tests.unit.control_rig import wait_until
 from tests.unit.linear_model import linear_model
@@ -39,7 +39,7 @@ LONGEST_S = 60.0
 class Stream:
     """A repository, a topic of events, and scorers on threads."""
 
-    def __init__(self, broker: LocalBroker, prefix: str, folder: Path, *, partitions: int = 2) -> None:
+    def __init__(self, broker: Broker, prefix: str, folder: Path, *, partitions: int = 2) -> None:
         self.servers = broker.bootstrap_servers
         self.connection = Connection.resolve(self.servers, prefix=prefix)
         self.folder = folder
@@ -130,7 +130,7 @@ class Running:
 
 
 @pytest.fixture
-def stream(broker: LocalBroker, prefix: str, tmp_path: Path) -> Stream:
+def stream(broker: Broker, prefix: str, tmp_path: Path) -> Stream:
     return Stream(broker, prefix, tmp_path)
 
 
@@ -254,7 +254,7 @@ def test_a_missing_events_topic_is_refused_and_nothing_is_made(stream: Stream) -
     assert stream.events not in stream.log.topics()
 
 
-def test_a_missing_repository_is_refused(broker: LocalBroker, prefix: str, fresh_topic: Callable[..., str]) -> None:
+def test_a_missing_repository_is_refused(broker: Broker, prefix: str, fresh_topic: Callable[..., str]) -> None:
     scorer = Scorer(
         "fraud", fresh_topic("events"), fresh_topic("scores"), prefix=prefix, bootstrap_servers=broker.bootstrap_servers
     )

@@ -19,10 +19,10 @@ import polars as pl
 import pytest
 
 from modelcast.cli import main
-from modelcast.dev.broker import LocalBroker
 from modelcast.kafka import KafkaLog
 from modelcast.log import Log, TopicSpec
 from modelcast.topics import Topics
+from tests.brokers import Broker
 
 CSV = "id,amount,note,at\na,1.5,x,2013-01-01T00:00:00Z\nb,2,,2013-01-02T00:00:00Z\n"
 ROWS = [
@@ -71,13 +71,13 @@ class Shell:
 
 
 @pytest.fixture
-def log(broker: LocalBroker) -> Iterator[Log]:
+def log(broker: Broker) -> Iterator[Log]:
     with KafkaLog({"bootstrap.servers": broker.bootstrap_servers}) as made:
         yield made
 
 
 @pytest.fixture
-def shell(broker: LocalBroker, log: Log, prefix: str) -> Shell:
+def shell(broker: Broker, log: Log, prefix: str) -> Shell:
     for spec in Topics(prefix).specs(blob_partitions=1, replication_factor=1):
         log.create(spec)
     return Shell(broker.bootstrap_servers, prefix)
@@ -289,7 +289,7 @@ def test_a_wrong_option_sends_nothing(
 
 
 def test_without_a_repository_send_says_how_to_make_one(
-    broker: LocalBroker, log: Log, prefix: str, csv: str, fresh_topic: Callable[..., str]
+    broker: Broker, log: Log, prefix: str, csv: str, fresh_topic: Callable[..., str]
 ) -> None:
     topic = fresh_topic("events")
     said = Shell(broker.bootstrap_servers, prefix).fails("send", topic, csv, status=4)

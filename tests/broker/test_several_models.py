@@ -11,7 +11,7 @@ import pytest
 from confluent_kafka import Message, Producer
 
 from modelcast.consumer.reports import Started, Stopped, Waiting
-from modelcast.dev.broker import LocalBroker
+from tests.brokers import Broker
 from tests.faults import oracle
 from tests.publishing import Shell
 from tests.unit.control_rig import wait_until
@@ -23,7 +23,7 @@ TRACE = ("traceparent", b"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-0
 
 
 @pytest.fixture
-def stream(broker: LocalBroker, prefix: str, tmp_path: Path) -> Stream:
+def stream(broker: Broker, prefix: str, tmp_path: Path) -> Stream:
     return Stream(broker, prefix, tmp_path)
 
 

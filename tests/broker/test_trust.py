@@ -17,7 +17,6 @@ from modelcast import codec
 from modelcast.cli import main
 from modelcast.config import Connection
 from modelcast.consumer import ModelClient, following
-from modelcast.dev.broker import LocalBroker
 from modelcast.log import BEGINNING, Log, LogRecord
 from modelcast.publisher import ModelPublisher
 from modelcast.publisher.session import RegistryWriter
@@ -29,6 +28,7 @@ from modelcast.topics import RegistryKey, Topics
 from modelcast.trust.keys import generate, load
 from modelcast.trust.signing import key_folder, signed
 from modelcast.trust.writing import revoke_key, trust_key
+from tests.brokers import Broker
 from tests.publishing import Shell, write_model, write_rows
 from tests.unit.control_rig import wait_until
 from tests.unit.linear_model import linear_model
@@ -45,7 +45,7 @@ def _folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 class World:
     """Repositories on one broker, keys, a policy, and someone who can write wherever they like."""
 
-    def __init__(self, broker: LocalBroker, folder: Path) -> None:
+    def __init__(self, broker: Broker, folder: Path) -> None:
         self.broker = broker
         self.folder = folder
         self.policy = folder / "trust.toml"
@@ -82,7 +82,7 @@ class World:
 
 
 @pytest.fixture
-def world(broker: LocalBroker, tmp_path: Path) -> World:
+def world(broker: Broker, tmp_path: Path) -> World:
     return World(broker, tmp_path)
 
 

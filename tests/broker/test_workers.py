@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from modelcast.dev.broker import LocalBroker
+from tests.brokers import Broker
 from tests.faults import oracle
 from tests.faults.scorer_processes import ScoreProcess, Stage, wait_for
 
 
 @pytest.fixture
-def stage(broker: LocalBroker, prefix: str, tmp_path: Path) -> Stage:
+def stage(broker: Broker, prefix: str, tmp_path: Path) -> Stage:
     return Stage(broker.bootstrap_servers, prefix, tmp_path)
 
 

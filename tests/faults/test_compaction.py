@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from modelcast.dev.broker import LocalBroker
 from modelcast.errors import IntegrityError
 from modelcast.files.cache import Cache
 from modelcast.files.fetch import Fetcher
@@ -22,6 +21,7 @@ from modelcast.registry.image import VersionRecord
 from modelcast.registry.repository import init
 from modelcast.scan import scan
 from modelcast.topics import Topics
+from tests.brokers import Broker
 from tests.compacting import init_compacting, standing, until_compacted
 from tests.publishing import image
 from tests.unit.prepared import prepared
@@ -48,7 +48,7 @@ def state_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def log(broker: LocalBroker) -> Iterator[KafkaLog]:
+def log(broker: Broker) -> Iterator[KafkaLog]:
     with KafkaLog({"bootstrap.servers": broker.bootstrap_servers}) as log:
         yield log
 

@@ -11,9 +11,9 @@ import pytest
 from confluent_kafka import Producer
 
 from modelcast.config import Connection
-from modelcast.dev.broker import LocalBroker
 from modelcast.log import TopicSpec
 from modelcast.registry.repository import init
+from tests.brokers import Broker
 from tests.faults import oracle
 from tests.publishing import Shell
 
@@ -41,7 +41,7 @@ def write_letters(servers: str, topic: str, events: str) -> None:
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT], ids=["killed", "interrupted"])
 def test_f27_a_replay_that_is_ended_sends_every_letter_once_all_the_same(
-    broker: LocalBroker, prefix: str, fresh_topic: Callable[..., str], how: signal.Signals
+    broker: Broker, prefix: str, fresh_topic: Callable[..., str], how: signal.Signals
 ) -> None:
     servers = broker.bootstrap_servers
     shell = Shell(servers, prefix)

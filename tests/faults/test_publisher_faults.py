@@ -19,7 +19,6 @@ from typing import Any
 import pytest
 
 from modelcast import codec
-from modelcast.dev.broker import LocalBroker
 from modelcast.errors import BrokerError
 from modelcast.kafka import KafkaLog
 from modelcast.log import TopicSpec
@@ -30,6 +29,7 @@ from modelcast.publisher.session import RegistryWriter
 from modelcast.publisher.upload import CHUNK_BYTES
 from modelcast.registry.repository import CATCH_UP_TIMEOUT_S, init
 from modelcast.topics import Topics, blob_partition
+from tests.brokers import Broker
 from tests.machine import Stopwatch
 from tests.publishing import FIELDS, SETTLED_S, TIMEOUT_S, chunks, image, stable_s, wide_model
 from tests.reliability.figures import figure
@@ -148,7 +148,7 @@ def state_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def publishers(broker: LocalBroker, prefix: str, tmp_path: Path) -> Iterator[Publishers]:
+def publishers(broker: Broker, prefix: str, tmp_path: Path) -> Iterator[Publishers]:
     made = Publishers(broker.bootstrap_servers, prefix, tmp_path)
     yield made
     made.close()
@@ -245,7 +245,7 @@ def test_f01_killed_anywhere_in_the_commit_version_and_release_stand_together_or
 
 
 def test_f02_broker_killed_in_mid_upload_one_manifest_all_the_same(
-    own_broker: LocalBroker, prefix: str, tmp_path: Path, large: PreparedModel
+    own_broker: Broker, prefix: str, tmp_path: Path, large: PreparedModel
 ) -> None:
     publishers = Publishers(own_broker.bootstrap_servers, prefix, tmp_path)
     with KafkaLog({"bootstrap.servers": publishers.servers}) as log, closing(publishers):
@@ -266,7 +266,7 @@ def test_f02_broker_killed_in_mid_upload_one_manifest_all_the_same(
 
 
 def test_f02_broker_killed_in_the_commit_one_manifest_all_the_same(
-    own_broker: LocalBroker, prefix: str, tmp_path: Path, model: PreparedModel
+    own_broker: Broker, prefix: str, tmp_path: Path, model: PreparedModel
 ) -> None:
     publishers = Publishers(own_broker.bootstrap_servers, prefix, tmp_path)
     with KafkaLog({"bootstrap.servers": publishers.servers}) as log, closing(publishers):
@@ -345,7 +345,7 @@ def test_f03_rollbacks_fired_all_the_time_never_kill_a_long_upload(
 
 
 def test_f04_a_blobs_topic_that_takes_no_chunk_is_refused_before_the_first_byte(
-    broker: LocalBroker, prefix: str, model: PreparedModel
+    broker: Broker, prefix: str, model: PreparedModel
 ) -> None:
     topics = Topics(prefix)
     with KafkaLog({"bootstrap.servers": broker.bootstrap_servers}) as log:

@@ -13,8 +13,8 @@ import pytest
 
 from benchmarks.registry import Reading, fill, follow_apart, publish_apart, read_apart
 from benchmarks.transfers import apart
-from modelcast.dev.broker import LocalBroker
 from modelcast.kafka import KafkaLog
+from tests.brokers import Broker
 from tests.reliability.figures import figure
 
 # 10,000 make the 100,000 versions that the figures per version stand for.
@@ -35,7 +35,7 @@ SLACK_S = 20.0
 
 @pytest.mark.timeout(300 + MODELS // 10)
 def test_f40_a_start_takes_time_and_memory_in_proportion_and_one_more_release_takes_moments(
-    broker: LocalBroker, tmp_path: Path
+    broker: Broker, tmp_path: Path
 ) -> None:
     servers = broker.bootstrap_servers
     with KafkaLog({"bootstrap.servers": servers}) as log:

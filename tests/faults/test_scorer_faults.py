@@ -15,11 +15,11 @@ from confluent_kafka import Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 
 from modelcast.avro import Schema
-from modelcast.dev.broker import LocalBroker
 from modelcast.errors import ExitCode
 from modelcast.events.schemas import SchemaTopic
 from modelcast.kafka import KafkaLog
 from modelcast.topics import Topics
+from tests.brokers import Broker
 from tests.machine import Stopwatch
 from tests.reliability.figures import figure
 
@@ -44,7 +44,7 @@ OTHER = Schema.parse({"type": "record", "name": "Other", "fields": [{"name": "we
 
 
 @pytest.fixture
-def stage(broker: LocalBroker, prefix: str, tmp_path: Path) -> Stage:
+def stage(broker: Broker, prefix: str, tmp_path: Path) -> Stage:
     return Stage(broker.bootstrap_servers, prefix, tmp_path)
 
 
@@ -168,7 +168,7 @@ def test_f22_a_version_the_events_can_not_feed_is_refused_and_the_live_one_goes_
 
 
 def test_f33_poison_costs_itself_only_and_its_neighbours_have_the_same_bytes(
-    broker: LocalBroker, prefix: str, tmp_path: Path
+    broker: Broker, prefix: str, tmp_path: Path
 ) -> None:
     clean, spoiled = (
         Stage(broker.bootstrap_servers, f"{prefix}-{letter}", tmp_path / letter, partitions=2) for letter in "cs"
