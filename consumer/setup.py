@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from modelcast.errors import TopicConfigError, TopicNotFoundError
-from modelcast.log import Log, TopicSpec
+from modelcast.log import Log, TopicDescription, TopicSpec
 from modelcast.topics import KEEP_FOR_EVER
 
 from .commit import Destination
@@ -59,34 +59,35 @@ def plan_topics(log: Log, destination: Destination) -> TopicPlan:
             at once.
         BrokerError: Kafka did not answer.
     """
-    partitions = _partitions(log, destination.events)
-    takes_bytes = record_limit_bytes(log.describe(destination.events).configs)
-    existing = log.topics()
-    outputs = destination.outputs
-    warnings = [_check_output(log, name, destination.events, partitions) for name in outputs if name in existing]
-    missing = {name: KEEP_FOR_EVER for name in outputs if name not in existing}
-    if destination.dead_letters in missing:
-        limit = str(min(takes_bytes + LETTER_EXTRA_BYTES, PRODUCER_MAX_BYTES))
+    events = _events(log, destination.events)
+    found = {name: _output(log, name) for name in destination.outputs}
+    existing = [description for description in found.values() if description is not None]
+    warnings = [_check_output(description, events) for description in existing]
+    missing = {name: KEEP_FOR_EVER for name, description in found.items() if description is None}
+    existing_letters = found[destination.dead_letters]
+    if existing_letters is None:
+        limit = str(min(record_limit_bytes(events.configs) + LETTER_EXTRA_BYTES, PRODUCER_MAX_BYTES))
         missing[destination.dead_letters] = letters = {**KEEP_FOR_EVER, "max.message.bytes": limit}
     else:
-        letters = dict(log.describe(destination.dead_letters).configs)
+        letters = dict(existing_letters.configs)
     told = tuple(warning for warning in warnings if warning is not None)
-    return TopicPlan(partitions, missing, told, record_limit_bytes(letters))
+    return TopicPlan(events.partitions, missing, told, record_limit_bytes(letters))
 
 
 def record_limits(log: Log, topics: Iterable[str]) -> Mapping[str, int]:
     """How large a record may be on each of these topics, which are there. Raises BrokerError."""
-    return {topic: record_limit_bytes(log.describe(topic).configs) for topic in topics}
+    return {topic: record_limit_bytes(log.describe(topic, writing=True).configs) for topic in topics}
 
 
-def _check_output(log: Log, name: str, events: str, partitions: int) -> str | None:
+def _check_output(description: TopicDescription, events: TopicDescription) -> str | None:
     """A warning, if there is one to give. Raises TopicConfigError."""
-    description = log.describe(name)
-    if description.partitions < partitions:
+    name = description.name
+    if description.partitions < events.partitions:
         raise TopicConfigError(
-            f"topic {name!r} has fewer partitions ({description.partitions}) than the events topic {events!r} "
-            f"({partitions})",
-            hint=f"Add some: kafka-topics.sh --bootstrap-server … --alter --topic {name} --partitions {partitions}",
+            f"topic {name!r} has fewer partitions ({description.partitions}) than the events topic {events.name!r} "
+            f"({events.partitions})",
+            hint=f"Add some: kafka-topics.sh --bootstrap-server … --alter --topic {name} "
+            f"--partitions {events.partitions}",
         )
     policy = description.configs.get("cleanup.policy", "delete")
     if "compact" in policy:
@@ -114,14 +115,21 @@ def _alter(topic: str, config: str) -> str:
     return f"{command} --entity-name {topic} --add-config {config}"
 
 
-def _partitions(log: Log, events: str) -> int:
-    topics = log.topics()
-    if events in topics:
-        return topics[events]
-    raise TopicNotFoundError(
-        f"there is no events topic {events!r}",
-        hint="Check --events, or make it by sending to it: modelcast send TOPIC FILE",
-    )
+def _events(log: Log, events: str) -> TopicDescription:
+    try:
+        return log.describe(events)
+    except TopicNotFoundError as error:
+        raise TopicNotFoundError(
+            f"there is no events topic {events!r}",
+            hint="Check --events, or make it by sending to it: modelcast send TOPIC FILE",
+        ) from error
+
+
+def _output(log: Log, name: str) -> TopicDescription | None:
+    try:
+        return log.describe(name, writing=True)
+    except TopicNotFoundError:
+        return None
 
 
 def _duration(retention_ms: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 import uuid
 from collections.abc import Callable
@@ -84,6 +85,17 @@ def check_topics(log: Log, topics: Topics) -> None:
                     f"--entity-name {name} --add-config {setting}={value}"
                 ),
             )
+
+
+def check_status(log: Log, topics: Topics) -> None:
+    """Checks that an instance may say what it runs, where the repository has a topic for it.
+
+    Raises:
+        AuthorizationError: It may not.
+        BrokerError: Kafka did not answer.
+    """
+    with contextlib.suppress(TopicNotFoundError):
+        log.describe(topics.status, writing=True)
 
 
 def _identity(log: Log, topics: Topics) -> RepositoryIdentity | None:
