@@ -24,6 +24,8 @@ from .dead_letters import PRODUCER_MAX_BYTES, record_limit_bytes
 
 # What a letter is larger than its event, headers with a message of 1 KB included; more of the event's own are few.
 LETTER_EXTRA_BYTES = 64 << 10
+# Most of a broker's answer that a consumer takes (`modelcast.kafka.settings`), one event at least.
+RECEIVE_MAX_BYTES = 300_000_000
 # librdkafka's default `batch.size`: what it sends in one piece, and a topic has to take.
 BATCH_BYTES = 1_000_000
 
@@ -62,7 +64,7 @@ def plan_topics(log: Log, destination: Destination) -> TopicPlan:
     events = _events(log, destination.events)
     found = {name: _output(log, name) for name in destination.outputs}
     existing = [description for description in found.values() if description is not None]
-    warnings = [_check_output(description, events) for description in existing]
+    warnings = [_check_events(events), *(_check_output(description, events) for description in existing)]
     missing = {name: KEEP_FOR_EVER for name, description in found.items() if description is None}
     existing_letters = found[destination.dead_letters]
     if existing_letters is None:
@@ -77,6 +79,18 @@ def plan_topics(log: Log, destination: Destination) -> TopicPlan:
 def record_limits(log: Log, topics: Iterable[str]) -> Mapping[str, int]:
     """How large a record may be on each of these topics, which are there. Raises BrokerError."""
     return {topic: record_limit_bytes(log.describe(topic, writing=True).configs) for topic in topics}
+
+
+def _check_events(events: TopicDescription) -> str | None:
+    """A warning where events may be too large to be received: they are asked for again and again."""
+    limit = int(events.configs.get("max.message.bytes", 0))
+    if limit <= RECEIVE_MAX_BYTES:
+        return None
+    return (
+        f"topic {events.name!r} takes events of {limit:,} bytes (max.message.bytes): one of more than "
+        f"{RECEIVE_MAX_BYTES:,} would hold up its partition, unless -X receive.message.max.bytes is raised as well. "
+        f"Take none: {_alter(events.name, f'max.message.bytes={RECEIVE_MAX_BYTES}')}"
+    )
 
 
 def _check_output(description: TopicDescription, events: TopicDescription) -> str | None:
