@@ -9,6 +9,7 @@ from typing import Annotated, Final
 import typer
 from rich.markup import escape
 
+from modelcast.access.tasks import Tasks, permissions
 from modelcast.cli.options import CommandContext, connected
 from modelcast.cli.output import Output, printable
 from modelcast.config import Connection
@@ -17,7 +18,6 @@ from modelcast.trust.options import PolicyOption
 from .examine import findings
 from .findings import Finding, Level, count, exit_code
 from .look import LISTEN_S, Looking
-from .needs import Tasks, permissions
 from .sights import Question
 
 _MARKS: Final = {
@@ -108,8 +108,8 @@ def _question(connection: Connection, tasks: Tasks, roles: list[str], device: st
         prefix=connection.prefix,
         models=tasks.models,
         events=tasks.events,
-        outputs=tasks.outputs,
-        groups=tasks.groups(connection.prefix),
+        outputs=(*tasks.outputs, *((tasks.letters,) if tasks.letters else ())),
+        groups=(group,) if (group := tasks.group_in(connection.prefix)) else (),
         needed=permissions(roles, tasks, connection.topics),
         chunk_bytes=RECORD_BYTES,
         device=device,

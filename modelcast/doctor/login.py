@@ -29,12 +29,13 @@ class Scram:
 
     Args:
         mechanism: `SCRAM-SHA-256` or `SCRAM-SHA-512`.
+        nonce: Ours; by default a random one.
     """
 
-    def __init__(self, mechanism: str, user: str, password: str) -> None:
+    def __init__(self, mechanism: str, user: str, password: str, *, nonce: str | None = None) -> None:
         self._hash = _HASHES[mechanism]
         self._password = password.encode()
-        self._nonce = base64.b64encode(secrets.token_bytes(_NONCE_BYTES)).decode()
+        self._nonce = nonce or base64.b64encode(secrets.token_bytes(_NONCE_BYTES)).decode()
         self._first_bare = f"n={user.replace('=', '=3D').replace(',', '=2C')},r={self._nonce}"
 
     def first(self) -> bytes:
