@@ -23,7 +23,7 @@ from .timeline import Timeline
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.soak", description=__doc__)
-    parser.add_argument("--minutes", type=float, default=5.0, help="how long things are broken (default: 5)")
+    parser.add_argument("--minutes", type=float, default=5.0, help="of rounds, calms included (default: 5)")
     parser.add_argument("--seed", type=int, help="of what is broken when; drawn and printed by default")
     parser.add_argument("--report", type=Path, help="file for the figures, as JSON")
     parser.add_argument("--folder", type=Path, help="for data and logs; by default a new one, kept if the run fails")

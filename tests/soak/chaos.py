@@ -16,7 +16,7 @@ from modelcast.errors import BrokerError, ExitCode
 from tests.fault_proxy import Api, Way
 
 from .catalogue import Catalogue
-from .crew import Crew
+from .crew import Crew, Place
 from .feeder import Feeder
 from .models import write_soak_model
 from .stage import COMMAND_S, MODEL, ROOT, Stage
@@ -25,6 +25,7 @@ AWAY_MOST_S = 12.0
 FROZEN_MOST_S = 20.0
 HELD_MOST_S = 12.0
 CAUGHT_S = 10.0
+LAST_ONE_MEETS_IT = 0.25  # a share
 COMMAND_KILLED = 0.25  # a share
 # What commands may end with among killed brokers and other writers.
 COMMAND_MAY_END = frozenset({
@@ -109,12 +110,16 @@ class Chaos:
                 stderr=err,
             )  # fmt: skip
 
-    def rest(self) -> None:
-        """Waits until all that was broken is whole again."""
-        for kind, (_, running) in self._kinds.items():
-            if running is not None:
-                running.result(timeout=3 * COMMAND_S)
-                self._kinds[kind] = self._kinds[kind][0], None
+    def is_over(self) -> bool:
+        """Whether nothing is being broken any more. Raises what went wrong at that."""
+        for kind, (pool, running) in self._kinds.items():
+            if running is not None and running.done():
+                running.result()
+                self._kinds[kind] = pool, None
+        return all(running is None for _, running in self._kinds.values())
+
+    def mend(self) -> None:
+        """What is left: a scorer that is frozen still, a rate that is not the usual one."""
         for place in self._crew.places:
             if place.frozen:
                 self._crew.signal(place, signal.SIGCONT)
@@ -130,8 +135,10 @@ class Chaos:
 
     # -- scorers
 
-    def _draw_place(self) -> int:
-        return self._chance.choice([i for i, place in enumerate(self._crew.places) if not place.spared])
+    def _draw_place(self) -> Place | None:
+        """Whom it meets; one whose group nobody else scores for is mostly left alone, or none would ever get ready."""
+        place = self._chance.choice([place for place in self._crew.places if not place.spared])
+        return place if self._chance.random() < LAST_ONE_MEETS_IT or self._crew.is_manned(place) else None
 
     def _kill_scorer(self) -> None:
         self._signal_scorer(signal.SIGKILL)
@@ -140,14 +147,16 @@ class Chaos:
         self._signal_scorer(signal.SIGTERM)
 
     def _signal_scorer(self, number: signal.Signals) -> None:
-        place = self._crew.places[self._draw_place()]
+        place = self._draw_place()
         back_after_s = self._chance.choice([0.0, 0.0, self._chance.uniform(0, AWAY_MOST_S)])
-        if self._crew.signal(place, number, back_after_s=back_after_s):
+        if place is not None and self._crew.signal(place, number, back_after_s=back_after_s):
             self._stage.timeline.note(f"scorer {number.name}", who=place.name, back_after_s=round(back_after_s, 1))
 
     def _freeze_scorer(self) -> None:
-        place = self._crew.places[self._draw_place()]
+        place = self._draw_place()
         frozen_s = self._chance.uniform(0.5, FROZEN_MOST_S)
+        if place is None:
+            return
 
         def freeze() -> None:
             process = place.process

@@ -33,6 +33,7 @@ class Place:
         idle_until_s: When the next one may start here (monotonic).
         wanted_end: A signal was sent that ends it.
         frozen: It is stopped.
+        is_live: It told that it scores.
     """
 
     name: str
@@ -43,6 +44,8 @@ class Place:
     wanted_end: signal.Signals | None = None
     asked_s: float = 0.0
     frozen: bool = False
+    is_live: bool = False
+    log: Path = Path()
     starts: int = 0
     resident_kib: list[int] = field(default_factory=list)
 
@@ -85,6 +88,8 @@ class Crew:
                         self._start(place)
                 elif (status := place.process.poll()) is not None:
                     self._ended(place, status)
+                elif not place.is_live:
+                    place.is_live = _count(place.log, "live") > 0
                 elif place.wanted_end is not None and time.monotonic() - place.asked_s > END_S:
                     self.faults.append(f"{place.name} did not end in {END_S:g} s after {place.wanted_end.name}")
                     self.show_stacks()
@@ -104,6 +109,10 @@ class Crew:
             else:
                 place.frozen = number == signal.SIGSTOP
             return True
+
+    def is_manned(self, place: Place) -> bool:
+        """Whether another of the same group scores."""
+        return any(other.is_live for other in self.places if other is not place and other.stream is place.stream)
 
     def end(self) -> None:
         """All of them, in order."""
@@ -143,7 +152,8 @@ class Crew:
     def _start(self, place: Place) -> None:
         place.starts += 1
         stem = f"{place.name}-{place.starts:03}"
-        with (self._logs / f"{stem}.jsonl").open("wb") as out, (self._logs / f"{stem}.err").open("wb") as err:
+        place.log = self._logs / f"{stem}.jsonl"
+        with place.log.open("wb") as out, (self._logs / f"{stem}.err").open("wb") as err:
             place.process = subprocess.Popen(
                 dying_with_parent([
                     sys.executable, "-m", "tests.soak.scorer_main", "score", MODEL, "--events", EVENTS,
@@ -154,11 +164,11 @@ class Crew:
                 stdout=out,
                 stderr=err,
             )  # fmt: skip
-        place.wanted_end, place.frozen = None, False
+        place.wanted_end, place.frozen, place.is_live = None, False, False
         self._stage.timeline.note("scorer starts", who=place.name, log=stem, pid=place.process.pid)
 
     def _ended(self, place: Place, status: int) -> None:
-        wanted, place.process, place.wanted_end = place.wanted_end, None, None
+        wanted, place.process, place.wanted_end, place.is_live = place.wanted_end, None, None, False
         self._stage.timeline.note("scorer ended", who=place.name, status=status, wanted=wanted and wanted.name)
         if wanted is None:
             place.idle_until_s = time.monotonic() + 1
@@ -166,8 +176,15 @@ class Crew:
                 self._stage.timeline.note("scorer gave up", who=place.name, status=status)
             else:
                 self.faults.append(f"{place.name} (start {place.starts}) ended by itself with {status}")
-        elif wanted == signal.SIGTERM and status not in (0, *GIVES_UP):
+        elif wanted == signal.SIGTERM and status not in (0, *GIVES_UP) and not _is_beside_work(place.log, status):
             self.faults.append(f"{place.name} (start {place.starts}) ended with {status} after SIGTERM")
+
+
+def _is_beside_work(log: Path, status: int) -> bool:
+    """Whether SIGTERM met Python itself: before a scorer had started, or once it had told how it ended."""
+    text = log.read_text(encoding="utf-8")
+    has_begun, is_done = '"event": "started"' in text, '"event": "stopped"' in text or '{"error"' in text
+    return status == -signal.SIGTERM and (is_done or not has_begun)
 
 
 def _count(path: Path, event: str) -> int:

@@ -29,6 +29,8 @@ MEASURE_EVERY_S = 10.0
 ROUND_S = 150.0
 FIRST_VERSION_S = 300.0
 CATCH_UP_S = 60.0
+# A node that is stopped, and on a machine that does much else killed then, starts, and catches up.
+REST_S = 900.0
 # What no scorer of a model of a megabyte needs, whatever happens to it.
 RESIDENT_MOST_KIB = 800 * 1024
 # What the spared one may gain after its first round, in which everything happened once.
@@ -43,7 +45,7 @@ class Soak:
     """One run.
 
     Args:
-        minutes: How long things are broken; starting, calms and the end come on top.
+        minutes: Of rounds, their calms included; starting and the end come on top.
         act_every_s: The mean time between two faults.
         scorers: Of each of the two groups.
     """
@@ -150,7 +152,8 @@ class Soak:
     def _calm(self) -> None:
         """Nothing is broken any more: everything sent is scored, once."""
         self._stage.timeline.note("calm")
-        self._chaos.rest()
+        self._await(self._chaos.is_over, "what was broken to be whole again", REST_S)
+        self._chaos.mend()
         self._feeder.pause()
         self._await(
             lambda: all(place.runs for place in self._crew.places) and not any(self._lag().values()),

@@ -14,7 +14,7 @@ LOOK_EVERY_S = 2.0
 ASK_S = 10.0
 # An answer that was lost is missed after 60 s (`socket.timeout.ms`), a commit in doubt after 30 s more, and a member
 # that was killed meanwhile after its session; on a machine that does other work too.
-STUCK_S = 240.0
+STUCK_S = 300.0
 
 
 class Watch(threading.Thread):
