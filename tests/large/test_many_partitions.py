@@ -75,8 +75,8 @@ def test_256_partitions_are_drained_shared_and_taken_over_with_nothing_lost_or_d
             taken_over_s = time.monotonic() - began
             print(f"all of them scored again {taken_over_s:.1f} s after one was killed; {feeder.sent:,} events sent")
             assert memory(one).own < SCORER_BYTES
+        wait_for(lambda: passed(stage, feeder.next_offsets), "all that was sent to be scored", PATIENCE_S)
         assert one.end() == 0, one.last_words()
-    stage.finish()
     verdict = stage.judge()
     assert verdict.is_whole
     assert verdict.predictions == verdict.events == BACKLOG + feeder.sent
