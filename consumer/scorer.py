@@ -30,7 +30,7 @@ from modelcast.events.writers import SchemaSource, WriterSchemas
 from modelcast.files.store_url import Stores
 from modelcast.group import GroupLog
 from modelcast.registry.reader import RegistryReader
-from modelcast.registry.repository import CATCH_UP_TIMEOUT_S, check_status, check_topics
+from modelcast.registry.repository import CATCH_UP_TIMEOUT_S, check_scorer_may_write, check_topics
 from modelcast.schema_registry import SchemaRegistry
 from modelcast.trust.policy import WhenStale
 from modelcast.trust.watch import watch_policy
@@ -241,7 +241,7 @@ class Scorer:
         with ExitStack() as stack:
             log = stack.enter_context(self._connection.open_log())
             check_topics(log, self._connection.topics)
-            check_status(log, self._connection.topics)
+            check_scorer_may_write(log, self._connection.topics)
             plan = plan_topics(log, self._to)
             self._check_models(log)
             if self._stop.is_set():

@@ -62,7 +62,7 @@ def operator(topics: Topics) -> tuple[Acl, ...]:
     """Makes the repository; deletes versions of any model and collects garbage."""
     return (
         *topic(topics.registry, _CREATE, _READ, _WRITE, _CONFIGS),
-        *topic(topics.schemas, _CREATE, _READ, _CONFIGS),
+        *topic(topics.schemas, _CREATE, Operation.DESCRIBE, _CONFIGS),
         *topic(topics.blobs, _CREATE, _READ, _WRITE, _CONFIGS),
         *topic(topics.status, _CREATE, Operation.DESCRIBE),
         _transactional(topics.repository_id),

@@ -19,6 +19,7 @@ from typing import Any, Final, Self, TypeVar
 
 from confluent_kafka import IsolationLevel, KafkaError, KafkaException, TopicCollection, TopicPartition
 from confluent_kafka.admin import (  # type: ignore[attr-defined]  # documented there, not marked as exported
+    AclOperation,
     ConfigResource,
     NewTopic,
     OffsetSpec,
@@ -209,20 +210,30 @@ class KafkaLog:
         while found is None and topic in self._made and time.monotonic() < deadline:  # not every broker knows it yet
             time.sleep(_PAUSE_S)
             found = self._metadata().get(topic)
+        if found is None or wanted is Operation.WRITE:
+            self._refuse(topic, wanted)
         if found is None:
-            self._refuse_unseen(topic, wanted)
             raise TopicNotFoundError(f"there is no topic {topic!r} at {self._servers}")
         return found
 
-    def _refuse_unseen(self, topic: str, wanted: Operation) -> None:
-        """Raises AuthorizationError for a topic this principal may not see: only asked by name does a broker tell."""
-        asked = self._admin.describe_topics(TopicCollection([topic]), request_timeout=ADMIN_TIMEOUT_S)[topic]
+    def _refuse(self, topic: str, wanted: Operation) -> None:
+        """Raises AuthorizationError for a topic this principal may not see, or may see and not write to.
+
+        Brokers list what may be seen, and say of a topic asked by its name only that it may not. Who may not write
+        learns it here before the first record: the error of a transaction does not tell the topic.
+        """
+        missing = Acl(ResourceKind.TOPIC, topic, wanted)
+        asked = self._admin.describe_topics(
+            TopicCollection([topic]), include_authorized_operations=True, request_timeout=ADMIN_TIMEOUT_S
+        )[topic]
         try:
-            asked.result()
+            allowed = asked.result().authorized_operations
         except KafkaException as error:
             if error_of(error).code() == KafkaError.TOPIC_AUTHORIZATION_FAILED:
-                doing = f"topic {topic!r} is not there, or not to be seen"
-                raise self._explain(error, doing, Acl(ResourceKind.TOPIC, topic, wanted)) from error
+                raise self._explain(error, f"topic {topic!r} is not there, or not to be seen", missing) from error
+            return  # not there, or somebody is about to tell
+        if wanted is Operation.WRITE and allowed is not None and AclOperation.WRITE not in allowed:
+            raise self._faults.denied(missing, f"can't write to topic {topic!r}")
 
     def _check_partitions(self, topic: str, partitions: Iterable[int]) -> None:
         found = self._existing(topic, Operation.READ)
@@ -246,7 +257,7 @@ class KafkaLog:
         while time.monotonic() < deadline:
             found = self._metadata().get(topic)
             if found is None:
-                self._refuse_unseen(topic, Operation.DESCRIBE)
+                self._refuse(topic, Operation.DESCRIBE)
             if (
                 found is not None
                 and len(found.partitions) == partitions

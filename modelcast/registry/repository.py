@@ -87,13 +87,14 @@ def check_topics(log: Log, topics: Topics) -> None:
             )
 
 
-def check_status(log: Log, topics: Topics) -> None:
-    """Checks that an instance may say what it runs, where the repository has a topic for it.
+def check_scorer_may_write(log: Log, topics: Topics) -> None:
+    """Checks that a scorer may describe its predictions, and say what it runs where there is a topic for it.
 
     Raises:
         AuthorizationError: It may not.
         BrokerError: Kafka did not answer.
     """
+    log.describe(topics.schemas, writing=True)
     with contextlib.suppress(TopicNotFoundError):
         log.describe(topics.status, writing=True)
 
