@@ -12,11 +12,13 @@ EXTRAS := demo hf lightgbm mlflow signing store
 WORKERS ?= 3
 # Of `make soak`, in which things are broken.
 MINUTES ?= 5
+# What runs on containers: whatever asks for a broker that may be one.
+CONTAINER_TESTS ?= tests/broker
 # Damaged batches of `make fuzz`: half of them drawn at random, half led by the code they reach.
 FUZZ_BATCHES ?= 120000
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test faults reliability headline soak fuzz large gpu lint types check bench lock clean python-complete
+.PHONY: help demo test containers image faults reliability headline soak fuzz large gpu lint types check bench lock clean python-complete
 
 help: ## Show the targets
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -26,6 +28,12 @@ demo: $(STAMP) ## A year of flights, scored while the model is retrained and swa
 
 test: $(STAMP) ## Unit tests and tests on a real Kafka broker (under 10 minutes)
 	$(PY) -m pytest tests/unit tests/broker -n $(WORKERS) --dist loadfile
+
+containers: $(STAMP) ## The broker tests on Kafka containers (a Docker engine, KAFKA_IMAGE)
+	$(PY) -m pytest $(CONTAINER_TESTS) --broker container -m any_broker -n $(WORKERS) --dist loadfile
+
+image: $(STAMP) ## An image of Kafka from what is on this machine, where the official one can't be pulled
+	$(PY) docker/kafka_image.py
 
 faults: $(STAMP) ## Publishers, scorers and brokers really killed (under 8 minutes)
 	$(PY) -m pytest tests/faults -n 2 --dist loadfile
@@ -46,7 +54,7 @@ fuzz: $(STAMP) ## Damaged events and their neighbours, 120,000 batches (some min
 	$(PY) -m tests.fuzz.guided .fuzz tests/fuzz/corpus -runs=$$(( $(FUZZ_BATCHES) / 2 )) -len_control=0 -max_len=200 \
 	  -timeout=60 -artifact_prefix=.fuzz/found-
 
-large: $(STAMP) ## A model of more than 2 GB, published and pulled back (10 GB of disk, some minutes)
+large: $(STAMP) ## Limits: a model of 5 GB, a thousand models, 256 partitions, events of 50 MB (30 GB of disk, half an hour)
 	$(PY) -m pytest tests/large -s
 
 gpu: $(STAMP) ## Tests on a CUDA device, in an environment that has modelcast[gpu]
