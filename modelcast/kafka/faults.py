@@ -46,6 +46,13 @@ class Meaning:
 _CREDENTIALS: Final = Meaning(
     AuthorizationError, "Check security.protocol, sasl.* and ssl.* in your client properties."
 )
+_CERTIFICATE: Final = Meaning(
+    AuthorizationError,
+    "Has the one of ssl.certificate.location expired (openssl x509 -enddate -noout -in FILE)? Does the broker trust "
+    "who issued it?",
+)
+# To the client a connection that ended like any other: only the alert's name tells.
+_REFUSED_CERTIFICATE: Final = re.compile(r"alert .*certificate")
 _ACL: Final = Meaning(
     AuthorizationError, "The cluster's operators can allow it; what each role needs is printed by: modelcast acl ROLE"
 )
@@ -221,6 +228,10 @@ class Faults:
         cause = self._cause()
         if cause is not None and cause.code() in (KafkaError._AUTHENTICATION, KafkaError._SSL):
             return self._meaning(cause, doing)
+        if cause is not None and _REFUSED_CERTIFICATE.search(cause.str()):
+            return _CERTIFICATE.error(
+                f"{doing}: the broker refuses our certificate ({_tidy(cause.str())})", hint=_CERTIFICATE.hint
+            )
         if error.code() == KafkaError._MSG_TIMED_OUT and cause is None:
             return BrokerError(f"{doing}: not acknowledged in time", hint="Are enough replicas in sync?")
         why = f" ({_tidy(cause.str())})" if cause is not None else ""

@@ -117,7 +117,7 @@ def test_the_wrong_security_protocol_names_the_settings_to_check(own_broker: Bro
     assert "security.protocol" in raised.value.hint
 
 
-def test_an_application_starts_from_its_cache_while_the_broker_is_away_and_follows_again_when_it_is_back(
+def test_f36_an_application_starts_from_its_cache_while_the_broker_is_away_and_follows_again_when_it_is_back(
     own_broker: Broker, prefix: str, log: KafkaLog, tmp_path: Path
 ) -> None:
     init(log, Topics(prefix), blob_partitions=2)

@@ -25,7 +25,7 @@ from .proofs import Proof, of_rows, proofs
 # Tests wait for Kafka more than they compute, and each lot has a broker of its own.
 WORKERS = os.environ.get("WORKERS", "2")
 # What makes a test larger than it is by default; a figure says which command it came of.
-SCALES = ("MODELCAST_HEADLINE_EVENTS", "MODELCAST_SWAPS")
+SCALES = ("MODELCAST_REGISTRY_MODELS", "MODELCAST_SWAPS")
 
 
 def main(arguments: list[str]) -> int:
@@ -60,7 +60,7 @@ def run(rows: list[str]) -> int:
     wanted: dict[str, Proof] = {
         proof.id: proof for row, found in by_row.items() if not rows or str(row) in rows for proof in found
     }
-    command = " ".join(["make reliability", *([f'ROWS="{" ".join(rows)}"'] if rows else []), *_scales()])
+    command = " ".join([*_scales(), "make reliability", *([f'ROWS="{" ".join(rows)}"'] if rows else [])])
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
         options = ["-o", "junit_family=xunit1", "-o", "junit_logging=system-out", f"--junitxml={report}"]

@@ -112,6 +112,8 @@ def _told(result: Result | None) -> str:
     cases = "" if result.cases == 1 else f", {result.cases:,} cases"
     said = [_counts(result.counts)] if result.counts else []
     said += map(_cell, result.figures)
+    # Each row's own command is on the page's head; one that makes a test larger than by default is not.
+    said += [f"by `{result.command}`"] if result.command.startswith("MODELCAST_") else []
     return "; ".join([f"passed {result.date}{cases}, {result.seconds:g} s", *said])
 
 
