@@ -26,7 +26,7 @@ from modelcast.scan import scan
 from modelcast.topics import Topics
 
 # Longer than any command here takes; a command that hangs fails its test instead of the session.
-TIMEOUT_S = 60
+TIMEOUT_S = 180
 # A transaction of a dead publisher ends after its timeout of 10 s and the broker's sweep of up to 10 s.
 SETTLED_S = 90.0
 

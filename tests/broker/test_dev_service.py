@@ -30,7 +30,7 @@ from modelcast.dev.process import Process, start_time
 from modelcast.dev.state import DevState
 from modelcast.errors import ExitCode
 
-DEADLINE_S = 60.0
+DEADLINE_S = 180.0
 RUN = [sys.executable, "-c", "from modelcast.cli import main; main()", "dev"]
 ROOT = Path(__file__).parents[2]
 

@@ -132,9 +132,9 @@ def test_an_instance_that_was_killed_is_lost_with_what_it_ran(place: Place, monk
         assert client.stdout.readline() == "live\n"
         place.shell.json("status", "--wait-live", "fraud@1", "--instance", "app-*", "--timeout", "60s")
         client.kill()
-    ahead_s = 0.0
+    killed_s, ahead_s = time.time(), 0.0
     with closing(
-        StatusWatch(place.log, place.connection.topics, now_ms=lambda: int((time.time() + ahead_s) * 1000))
+        StatusWatch(place.log, place.connection.topics, now_ms=lambda: int((killed_s + ahead_s) * 1000))
     ) as watch:
         (instance,) = watch.look().instances
         assert instance.presence is Presence.RUNNING  # nobody can know yet

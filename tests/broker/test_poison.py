@@ -286,7 +286,7 @@ def send_with_header(servers: str, topic: str, value: bytes, name: bytes) -> Non
     given = (to_topic, topic.encode(), with_value, value, sized, with_flags, copied)
     header = (with_header, name, b"1", ctypes.c_ssize_t(1))
     assert library.rd_kafka_producev(producer, *given, *header, end) == 0
-    assert library.rd_kafka_flush(producer, 30_000) == 0
+    assert library.rd_kafka_flush(producer, 60_000) == 0
     library.rd_kafka_destroy(producer)
 
 

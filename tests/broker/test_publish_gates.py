@@ -26,8 +26,9 @@ from tests.brokers import Broker
 from tests.publishing import TIMEOUT_S, Content, Shell, write_model, write_rows
 
 FIELDS = ("--fields", "amount,age")
-# 64 MB: an upload that is still going on when it is interrupted.
+# 64 MB, a chunk at a time: an upload that is still going on when it is interrupted.
 LARGE = 8_000_000
+SLOWLY = ("-X", "linger.ms=500", "-X", "queue.buffering.max.messages=1", "-X", "batch.size=4000000")
 GRACE_S = 60
 
 
@@ -204,7 +205,7 @@ def test_ctrl_c_leaves_nothing_half_done(shell: Shell, log: KafkaLog, tmp_path: 
         pytest.skip("this system does not say which children a process has")
     rows = write_rows(tmp_path / "rows.csv")
     model = write_model(tmp_path / "model.onnx", LARGE)
-    line = shell.line("publish", "pay", model, "--examples", rows, *FIELDS, "--release")
+    line = shell.line("publish", "pay", model, "--examples", rows, *FIELDS, "--release", *SLOWLY)
 
     def begun() -> bool:
         if moment == "while it is sent":

@@ -26,7 +26,7 @@ from tests.brokers import Broker, running_broker
 SIDE = 10_000  # a square of float32 of 400 MB
 BACKBONE_BYTES = SIDE * SIDE * 4
 EXAMPLES = [{"amount": 1.0, "age": 2.0}, {"amount": 3.0, "age": 4.0}]
-LONGEST_S = 60.0
+LONGEST_S = 240.0
 PREFIX = "large"
 # The weights of the head, and of the stem beside it in the graph.
 MOST_HEAD_BYTES = 500_000
@@ -147,6 +147,7 @@ def role(*arguments: str) -> subprocess.Popen[str]:
     )
 
 
+@pytest.mark.timeout(4 * LONGEST_S)
 def test_a_model_of_400_mb_goes_live_with_default_limits_and_a_new_head_travels_alone(
     large_broker: Broker, folder: Path
 ) -> None:

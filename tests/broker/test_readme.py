@@ -17,7 +17,7 @@ README = (ROOT / "README.md").read_text()
 BLOCK = re.compile(r"<!-- (?P<name>[^>]*?) -->\n```(?P<language>\w+)\n(?P<code>.*?)```", re.DOTALL)
 BLOCKS = {match["name"].split(":")[0] if match["language"] == "sh" else match["name"]: match["code"]
           for match in BLOCK.finditer(README)}  # fmt: skip
-_TIMEOUT_S = 120
+_TIMEOUT_S = 240
 
 
 class Newcomer:

@@ -33,7 +33,7 @@ from tests.faults import oracle
 from tests.unit.control_rig import wait_until
 from tests.unit.linear_model import linear_model
 
-LONGEST_S = 60.0
+LONGEST_S = 120.0
 
 
 class Stream:
@@ -96,7 +96,7 @@ class Stream:
         group = f"{self.connection.prefix}.fraud.{self.predictions}"
         consumer = Consumer({"bootstrap.servers": self.servers, "group.id": group})
         asked = [TopicPartition(self.events, partition) for partition in range(self.partitions)]
-        committed = {found.partition: max(found.offset, 0) for found in consumer.committed(asked, 10)}
+        committed = {found.partition: max(found.offset, 0) for found in consumer.committed(asked, LONGEST_S)}
         consumer.close()
         ends = self.log.end_offsets(self.events, committed=False)
         return sum(end - committed[partition] for partition, end in ends.items())
@@ -306,7 +306,8 @@ def test_f35_events_deleted_before_they_were_scored_are_an_error_not_a_gap(strea
 def test_f42_an_open_transaction_among_the_events_is_waited_for_not_taken_for_the_end(stream: Stream) -> None:
     stream.publish(0.5)
     stream.send(10)
-    feeder = Producer({"bootstrap.servers": stream.servers, "transactional.id": f"{stream.events}-open"})
+    lasting = {"transactional.id": f"{stream.events}-open", "transaction.timeout.ms": 600_000}
+    feeder = Producer({"bootstrap.servers": stream.servers, **lasting})
     feeder.init_transactions()
     feeder.begin_transaction()
     feeder.produce(stream.events, value=b'{"amount": 1, "age": 1}', partition=0)

@@ -30,7 +30,7 @@ ROWS = [
     {"id": "b", "amount": 2.0, "note": None, "at": "2013-01-02T00:00:00Z"},
 ]
 # Longer than any command here takes; a command that hangs fails its test instead of the session.
-TIMEOUT_S = 60
+TIMEOUT_S = 180
 
 
 @dataclass(frozen=True)

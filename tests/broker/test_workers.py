@@ -82,7 +82,7 @@ def test_what_can_not_be_scored_ends_all_with_one_error_and_its_exit_status(stag
             sys.executable, "-m", "modelcast", "score", "fraud@9", "--events", stage.events,
             "--predictions", stage.predictions, "--workers", "2",
         ],
-        env=stage.environment(), capture_output=True, text=True, timeout=60, check=False,
+        env=stage.environment(), capture_output=True, text=True, timeout=180, check=False,
     )  # fmt: skip
     assert done.returncode == 4
     assert done.stderr.count("error:") == 1
