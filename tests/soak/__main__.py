@@ -59,18 +59,14 @@ def main() -> int:
                 act_every_s=asked.every,
                 scorers=asked.scorers,
             )
-            try:
-                soak.run()
-            except BaseException:
-                soak.show_stacks()
-                raise
+            soak.run()
     except BaseException as error:
         failure = f"{type(error).__name__}: {error}"
         timeline.note("failed", why=failure)
         print("\n".join(timeline.latest()), flush=True)
         traceback.print_exc()
     report |= {"failure": failure, "seconds": round(timeline.elapsed_s)}
-    if soak is not None:
+    if soak is not None and soak.has_begun:
         report |= soak.figures()
     timeline.close()
     text = json.dumps(report, indent=2)

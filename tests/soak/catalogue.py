@@ -58,6 +58,9 @@ class Catalogue(threading.Thread):
                 self._look()
             except (KafkaException, TimeoutError) as error:
                 self._stage.timeline.note("catalogue waits", why=str(error))
+            except Exception as error:
+                self.faults.append(f"the registry can't be read: {error!r}")
+                return
 
     def stop(self) -> None:
         self._stopping.set()

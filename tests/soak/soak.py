@@ -48,6 +48,9 @@ class Soak:
         minutes: Of rounds, their calms included; starting and the end come on top.
         act_every_s: The mean time between two faults.
         scorers: Of each of the two groups.
+
+    Attributes:
+        has_begun: There is something to tell of.
     """
 
     def __init__(
@@ -60,6 +63,7 @@ class Soak:
         self._seed = seed
         self._scorers = scorers
         self._feeder = Feeder(stage, seed, per_second)
+        self.has_begun = False
         self.rounds = 0
         self.second_reading: dict[str, Any] = {}
         self._told_s = self._measured_s = 0.0
@@ -73,6 +77,7 @@ class Soak:
         self._watch = Watch(self._stage.servers, self._judge.events)
         self._crew = Crew(self._stage, self._scorers)
         self._chaos = Chaos(self._stage, self._seed, self._crew, self._catalogue, self._feeder)
+        self.has_begun = True
         try:
             self._start()
             started_s = time.monotonic()
@@ -80,6 +85,9 @@ class Soak:
                 self._break_things(min(ROUND_S, self._seconds - (time.monotonic() - started_s)))
                 self._calm()
             self._finish()
+        except BaseException:
+            self._crew.show_stacks()
+            raise
         finally:
             self._chaos.end()
             self._crew.kill_all()
@@ -121,10 +129,6 @@ class Soak:
             *self._chaos.faults,
             *self._feeder.failed,
         ]
-
-    def show_stacks(self) -> None:
-        """Has every scorer write into its log where it is."""
-        self._crew.show_stacks()
 
     def _model(self, version: int) -> Any:
         return self._catalogue.model(version) if self._catalogue.has(version) else None
