@@ -22,6 +22,8 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 hypothesis.settings.register_profile("modelcast", deadline=None)
 hypothesis.settings.load_profile("modelcast")
 
+# Nobody waits for it to come back; shut out for want of a processor, it would have no leader of any partition.
+NEVER_KILLED = {"broker.session.timeout.ms": "18000"}
 TESTS_WITH_A_BROKER = frozenset({"broker", "faults", "large"})  # folders
 _ON_A_WORKER = "PYTEST_XDIST_WORKER"
 FIXTURES_OF_CHOICE = frozenset({"broker", "own_broker", "large_broker"})
@@ -63,7 +65,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.fixture(scope="session")
 def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
     """The session's broker. Tests share it: leave it running, and take names from `fresh_topic` and `prefix`."""
-    with brokers.running_broker(tmp_path_factory.mktemp("broker")) as running:
+    with brokers.running_broker(tmp_path_factory.mktemp("broker"), server_properties=NEVER_KILLED) as running:
         yield running
 
 
