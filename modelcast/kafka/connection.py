@@ -80,7 +80,7 @@ def metadata(client: AdminClient | Producer | Consumer, faults: Faults) -> Mappi
 def leaderless(client: AdminClient | Producer | Consumer, topics: Collection[str]) -> tuple[str, ...]:
     """The partitions of these topics that no broker serves now, in words; none where nobody answers."""
     try:
-        found = client.list_topics(timeout=_METADATA_ATTEMPT_S).topics
+        found = client.list_topics(timeout=METADATA_TIMEOUT_S).topics
     except KafkaException:
         return ()
     return tuple(

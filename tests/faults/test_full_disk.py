@@ -30,7 +30,7 @@ from .scorer_processes import Stage, wait_for
 MODEL = "fraud"
 EXAMPLES = [{"amount": 1.0, "age": 2.0}, {"amount": 3.0, "age": 4.0}]
 # Of a publisher whose chunks nobody takes: long enough for a broker to notice its disk, shorter than people's 120 s.
-PATIENCE_S = 10.0
+PATIENCE_S = 30.0
 # The version has 21 MB of weights: more than the disk takes beside what a broker keeps of its own.
 WIDTH = 2_600_000
 SMALL_MB, ROOMY_MB = 16, 400
