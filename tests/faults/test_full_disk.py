@@ -107,9 +107,7 @@ def _publish_on_a_full_disk(stage: Stage, broker: LocalBroker, disk: SmallDisk, 
                 assert sorted(image(log, topics).models[MODEL].versions) == [1]
                 figure(f"the publisher was told: {raised.value.message}")
             behind = feeder.sent
-            stage.await_scored(200)
-            scored_meanwhile = sum(stage.committed().values())
-            assert scored_meanwhile >= behind, "scoring waited for the disk"
+            wait_for(lambda: sum(stage.committed().values()) > behind, "scoring, while the disk is full")
             disk.grow(ROOMY_MB)
             broker.restart()
             published = registry.publish(MODEL, model, release=True)
