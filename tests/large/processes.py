@@ -106,12 +106,19 @@ class Program:
             self.kill()
 
 
-def until(is_so: Callable[[], bool], timeout_s: float, what: str, programs: Sequence[Program] = ()) -> float:
+def until(
+    is_so: Callable[[], bool],
+    timeout_s: float,
+    what: str,
+    programs: Sequence[Program] = (),
+    *,
+    every_s: float = _LOOK_S,
+) -> float:
     """Waits for a condition, and fails as soon as one of `programs` ended; seconds that took."""
     began = time.monotonic()
     while not is_so():
         for program in programs:
             assert program.process.poll() is None, f"{what}: ended before: {program.said}"
         assert time.monotonic() - began < timeout_s, f"{what}: not within {timeout_s:g} s"
-        time.sleep(_LOOK_S)
+        time.sleep(every_s)
     return time.monotonic() - began
