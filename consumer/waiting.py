@@ -35,7 +35,7 @@ def explain(line: Line, image: RegistryImage | None, fault: Exception | None, wa
     """
     fault = line.fault or (fault if image is None else None)
     if isinstance(fault, ModelcastError):
-        return type(fault)(fault.message, hint=fault.hint)
+        return type(fault)(fault.message, hint=fault.hint, details=fault.details)
     if image is None:
         return BrokerError(f"the registry was not read in {waited_s:g} s" + (f": {fault}" if fault else ""))
     refusals = line.refusals()

@@ -53,7 +53,7 @@ LISTENERS = ("sasl", "mtls", "expired", "expiring")
 EXPIRING_DAYS = 5
 PORT_TRIES = 3  # between drawing ports and listening on them, somebody else may take one
 SETTLED_S = 60.0  # the broker's authorizer learns of a change within milliseconds, unless the machine is busy
-ADMIN_TIMEOUT_S = 30.0
+ADMIN_TIMEOUT_S = 60.0
 SCRAM_ITERATIONS = 4096  # the least that Kafka takes
 
 _ANY_ACL = AclBindingFilter(

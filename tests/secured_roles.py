@@ -6,6 +6,7 @@ import io
 import itertools
 import json
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, replace
@@ -19,9 +20,11 @@ from modelcast.access.acl import Acl, Operation, ResourceKind
 from modelcast.access.roles import Role
 from modelcast.access.tasks import Tasks, permissions
 from modelcast.cli import main
+from modelcast.consumer import ModelClient
+from modelcast.errors import BrokerError
 from modelcast.kafka import KafkaLog
 from modelcast.kafka.acls import add_acls, binding
-from modelcast.log import BEGINNING, TopicSpec
+from modelcast.log import BEGINNING, LogRecord, TopicSpec
 from modelcast.publisher.session import RegistryWriter
 from modelcast.registry.repository import init
 from modelcast.scan import scan
@@ -65,13 +68,13 @@ class Somebody:
     def run(self, *words: str) -> Ended:
         """Runs a command as them, in this process."""
         properties = self.client.write(self.folder / "client.properties")
-        out, err, argv = io.StringIO(), io.StringIO(), sys.argv
-        sys.argv = ["modelcast", *words, "-F", str(properties), "--prefix", self.prefix, "--json"]
-        try:
+        out, err = io.StringIO(), io.StringIO()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "argv", ["modelcast", *words, "-F", str(properties), "--prefix", self.prefix, "--json"])
+            patch.setenv("MODELCAST_CACHE_DIR", str(self.folder / "cache"))
+            patch.setenv("MODELCAST_STATE_DIR", str(self.folder / "state"))
             with redirect_stdout(out), redirect_stderr(err), pytest.raises(SystemExit) as left:
                 main()
-        finally:
-            sys.argv = argv
         return Ended(int(left.value.code or 0), out.getvalue(), err.getvalue())
 
     def commands(self, *lines: Sequence[str]) -> Ended:
@@ -108,9 +111,16 @@ class Stage:
 
     def topic(self, stem: str) -> str:
         """Makes a topic of one partition."""
-        name = unique_name(stem)
-        self.log.create(TopicSpec(name, 1, configs={"retention.ms": "-1"}))
-        return name
+        spec = TopicSpec(unique_name(stem), 1, configs={"retention.ms": "-1"})
+        deadline = time.monotonic() + LONGEST_S
+        while True:
+            try:
+                self.log.create(spec)
+            except BrokerError as error:  # a busy machine's broker answers late
+                if not error.retriable or time.monotonic() > deadline:
+                    raise
+            else:
+                return spec.name
 
     def write(self, topic: str, *values: bytes) -> None:
         """Writes records."""
@@ -120,13 +130,19 @@ class Stage:
             writer.flush(LONGEST_S)
 
     def somebody(self, role: Role, *, topics_exist: bool = True, certified: bool = False) -> Somebody:
-        """Makes a principal for a role, who is allowed nothing yet, with topics of their own."""
+        """Makes a principal for a role, who is allowed nothing yet, with topics of their own.
+
+        Args:
+            role: What they are to do.
+            topics_exist: Whether the topics they write to are there.
+            certified: By a certificate, not by a password.
+        """
         name = unique_name(str(role))
         client = self.secured.certified(name) if certified else self.secured.user(name)
         folder = self.folder / name
         folder.mkdir()
         made = self.topic if topics_exist else unique_name
-        tasks = Tasks(models=(MODEL,), events=(self.events,), group=unique_name("group"), create=not topics_exist)
+        tasks = Tasks(models=(MODEL,), events=(self.events,), group=unique_name("group"))
         match role:
             case Role.SCORER:
                 tasks = replace(tasks, predictions=(made("predictions"),), dead_letters=made("letters"))
@@ -134,6 +150,8 @@ class Stage:
                 tasks = replace(tasks, events=(made("sent"),))
             case Role.DLQ:
                 tasks = replace(tasks, events=(self.topic("returned"),), dead_letters=self.some_letters())
+            case Role.READER:
+                tasks = replace(tasks, events=(), models=(), predictions=self.scored.predictions)
             case _:
                 pass
         prefix = unique_name("made") if role is Role.OPERATOR else self.prefix
@@ -149,10 +167,15 @@ class Stage:
         return topic
 
     @cached_property
-    def _letters(self) -> list[Any]:
+    def scored(self) -> Tasks:
+        """Topics with the predictions and the dead letters of the events."""
         scorer = replace(self.somebody(Role.SCORER), client=self.secured.admin)
         assert scored(scorer, self).status == 0
-        letters = scorer.tasks.letters or ""
+        return scorer.tasks
+
+    @cached_property
+    def _letters(self) -> list[LogRecord]:
+        letters = self.scored.letters or ""
         ends = self.log.end_offsets(letters, committed=False)
         found = list(scan(self.log, letters, dict.fromkeys(ends, BEGINNING), ends, timeout_s=LONGEST_S))
         assert len(found) == 1
@@ -203,12 +226,23 @@ def scored(who: Somebody, stage: Stage) -> Ended:
     )
 
 
-def pulled(who: Somebody, stage: Stage) -> Ended:
-    return who.run("pull", MODEL, "--output", str(who.folder / unique_name("pulled")))
+def used(who: Somebody, stage: Stage) -> Ended:
+    pulled = who.run("pull", MODEL, "--output", str(who.folder / unique_name("pulled")))
+    if pulled.status != 0:
+        return pulled
+    with ModelClient(
+        properties=who.client.properties,
+        prefix=who.prefix,
+        models=[MODEL],
+        cache_dir=who.folder / "cache",
+        state_dir=who.folder / "state",
+    ) as client:
+        scores = client.model(MODEL).wait_live(LONGEST_S).predict({"amount": [1.0], "age": [2.0]})["score"]
+    return Ended(0, json.dumps(scores.tolist()), "")
 
 
 def tailed(who: Somebody, stage: Stage) -> Ended:
-    return who.run("tail", who.tasks.events[0], "--from-beginning", "--until-end")
+    return who.run("tail", who.tasks.predictions[0], "--from-beginning", "--until-end")
 
 
 def observed(who: Somebody, stage: Stage) -> Ended:
@@ -225,7 +259,7 @@ WORK: Mapping[Role, Callable[[Somebody, Stage], Ended]] = {
     Role.OPERATOR: operated,
     Role.PRODUCER: produced,
     Role.SCORER: scored,
-    Role.CLIENT: pulled,
+    Role.CLIENT: used,
     Role.READER: tailed,
     Role.OBSERVER: observed,
     Role.DLQ: replayed,

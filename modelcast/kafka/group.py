@@ -41,6 +41,8 @@ COMMIT_TIMEOUT_S: Final = 30.0
 # Closed in the middle of a rebalance, the client was seen to wait for its end for ever. `on_revoke` may finish a
 # transaction meanwhile, which is what most of this time is for.
 CLOSE_TIMEOUT_S: Final = 60.0
+# Of a member that was never let in: there is nothing to leave, and the client would look for its coordinator for ever.
+_DENIED_CLOSE_TIMEOUT_S: Final = 1.0
 # What may lie before the news of a rebalance: all that one call hands out.
 _LAST_EVENTS: Final = 10_000
 
@@ -73,6 +75,7 @@ class KafkaGroupConsumer:
         self._topic = ""
         self._positions: dict[int, int] = {}
         self._closing = False
+        self._denied = False
         self._start = settings.get("auto.offset.reset", "earliest").lower()
         merged = group_settings(
             settings, group=group, instance=instance, session_timeout_ms=session_timeout_ms, committed=committed
@@ -210,8 +213,10 @@ class KafkaGroupConsumer:
             self._consumer.consume(_LAST_EVENTS, 0)
         bounded = BoundedCalls(f"modelcast-leave-{self._group}")
         try:
-            bounded.run(self._consumer.close, CLOSE_TIMEOUT_S)
+            bounded.run(self._consumer.close, _DENIED_CLOSE_TIMEOUT_S if self._denied else CLOSE_TIMEOUT_S)
         except TimeoutError:
+            if self._denied:
+                return
             LOGGER.warning(
                 "group %s could not be left in %g s; the broker will miss the member", self._group, CLOSE_TIMEOUT_S
             )
@@ -266,6 +271,7 @@ class KafkaGroupConsumer:
             return True
         if error.code() == KafkaError._FATAL and _FENCED_WORDS in error.str():
             error = _FENCED  # a consumer's fatal error names its cause in its text only
+        self._denied = error.code() == KafkaError.GROUP_AUTHORIZATION_FAILED
         where = f"can't read topic {self._topic!r} in group {self._group!r}"
         if partition is not None and partition >= 0:
             where += f", partition {partition} from offset {offset}"

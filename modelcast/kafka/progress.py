@@ -8,7 +8,7 @@ without members. It forgets them `offsets.retention.minutes` (7 days by default)
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
@@ -53,7 +53,7 @@ class KafkaGroupProgress:
             BrokerError: No answer within `COMMITTED_TIMEOUT_S`.
         """
         wanted = [TopicPartition(topic, number) for number in partitions]
-        found = ask_committed(self._consumer, wanted, self._faults, self._group)
+        found = ask_committed(self._consumer, wanted, self._faults, self._group, refusal=self._refusal)
         return {
             partition.partition: Progress(partition.offset, partition.metadata or "")
             for partition in found
@@ -68,13 +68,32 @@ class KafkaGroupProgress:
         """Frees the connection."""
         self._consumer.close()
 
+    def _refusal(self) -> KafkaError | None:
+        """Why the group can't be used: whoever asks for its offsets only waits, the consumer's own queue says it."""
+        message = self._consumer.poll(0)
+        error = None if message is None else message.error()
+        return error if error is not None and error.code() == KafkaError.GROUP_AUTHORIZATION_FAILED else None
+
 
 def ask_committed(
-    consumer: Consumer, wanted: list[TopicPartition], faults: Faults, group: str
+    consumer: Consumer,
+    wanted: list[TopicPartition],
+    faults: Faults,
+    group: str,
+    *,
+    refusal: Callable[[], KafkaError | None] = lambda: None,
 ) -> Sequence[TopicPartition]:
     """A group's committed offsets once no transaction holds any of them open.
 
+    Args:
+        consumer: Of the group.
+        wanted: The partitions.
+        faults: The consumer's.
+        group: Its name.
+        refusal: What else may say why there is no answer.
+
     Raises:
+        AuthorizationError: An ACL is missing.
         BrokerError: No answer within `COMMITTED_TIMEOUT_S`.
     """
     deadline = time.monotonic() + COMMITTED_TIMEOUT_S
@@ -86,6 +105,8 @@ def ask_committed(
             found, failed = [], error_of(error)
         if failed is None:
             return found
+        if failed.code() in UNANSWERED:
+            failed = refusal() or failed
         if failed.code() not in UNANSWERED or time.monotonic() > deadline:
             topic = wanted[0].topic if wanted else None
             raise faults.explain(failed, f"can't read the offsets of group {group!r}", reading(topic))
