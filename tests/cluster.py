@@ -45,10 +45,14 @@ _REPLICATED = {
     "offsets.topic.replication.factor": str(NODES),
     "transaction.state.log.replication.factor": str(NODES),
     "transaction.state.log.min.isr": str(IN_SYNC_LEAST),
-    # On a machine that is busy elsewhere a node that lives may not answer for a second or two: shorter, and the cluster
+    # On a machine that is busy elsewhere a node that lives may not answer for seconds: with shorter times the cluster
     # would be electing all the time.
-    "broker.session.timeout.ms": "6000",
+    "broker.session.timeout.ms": "9000",
+    "broker.heartbeat.interval.ms": "1000",
     "replica.lag.time.max.ms": "10000",
+    "controller.quorum.election.timeout.ms": "3000",
+    "controller.quorum.fetch.timeout.ms": "6000",
+    "controller.quorum.request.timeout.ms": "6000",
 }
 
 

@@ -30,6 +30,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--events-per-s", type=float, default=200.0, help="the usual rate of events (default: 200)")
     parser.add_argument("--every", type=float, default=5.0, help="mean seconds between two faults (default: 5)")
     parser.add_argument("--scorers", type=int, default=2, help="processes in each of the two groups (default: 2)")
+    parser.add_argument("--patience", type=float, default=1.0, help="what deadlines are multiplied by (default: 1)")
     return parser.parse_args()
 
 
@@ -50,7 +51,7 @@ def main() -> int:
     failure = ""
     try:
         with Cluster(folder / "cluster") as cluster:
-            stage = Stage(cluster, folder, timeline)
+            stage = Stage(cluster, folder, timeline, asked.patience)
             soak = Soak(
                 stage,
                 seed=seed,

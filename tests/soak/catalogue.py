@@ -5,7 +5,8 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
+from typing import TypeVar
 
 import numpy as np
 from confluent_kafka import KafkaException
@@ -22,8 +23,9 @@ LOOK_EVERY_S = 0.3
 # Sessions kept open for scoring again.
 SESSIONS_KEPT = 32
 # A node that is killed in the middle of a fetch, and elects.
-FETCH_TRIES = 5
+ANSWERED_S = 120.0
 _PAUSE_S = 2.0
+T = TypeVar("T")
 
 
 class Catalogue(threading.Thread):
@@ -43,7 +45,7 @@ class Catalogue(threading.Thread):
         self._stage = stage
         self._folder = stage.folder / "graphs"
         self._folder.mkdir()
-        self._topics = Topics(stage.servers, PREFIX)
+        self._topics = self._patiently(lambda: Topics(stage.servers, PREFIX))
         self._stopping = threading.Event()
         self.model: Callable[[int], Model | None] = lru_cache(SESSIONS_KEPT)(self._open)
 
@@ -68,11 +70,11 @@ class Catalogue(threading.Thread):
 
     def verify_all(self) -> int:
         """Fetches every version that stands, checks digests and golden examples; returns how many."""
-        self._look()
+        self._patiently(self._look)
         for version in self.standing:
             entry = self._topics.image.versions[MODEL, version]
             try:
-                run_golden(self._topics.fetch(entry), entry.value)
+                run_golden(self._patiently(partial(self._topics.fetch, entry)), entry.value)
             except ProtocolError as error:
                 self.faults.append(f"version {version} stands and can't be fetched: {error}")
         numbers = sorted(number for _, number in self._topics.image.versions)
@@ -87,6 +89,17 @@ class Catalogue(threading.Thread):
     def has(self, version: int) -> bool:
         return version in self.read
 
+    def _patiently(self, ask: Callable[[], T]) -> T:
+        """Asks again while nodes are away."""
+        deadline = time.monotonic() + self._stage.patience * ANSWERED_S
+        while True:
+            try:
+                return ask()
+            except (KafkaException, TimeoutError):
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(_PAUSE_S)
+
     def _look(self) -> None:
         image = self._topics.catch_up()
         self.releases = len(image.releases)
@@ -99,22 +112,17 @@ class Catalogue(threading.Thread):
                 self._read(version)
 
     def _read(self, version: int) -> None:
-        for _ in range(FETCH_TRIES):
-            try:
-                files = self._topics.fetch(self._topics.image.versions[MODEL, version])
-            except (KafkaException, TimeoutError):
-                time.sleep(_PAUSE_S)
-            except ProtocolError as error:
-                if self._topics.catch_up().withdrawn(MODEL, version):
-                    self.withdrawn.add(version)
-                else:
-                    self.faults.append(f"version {version} was published and is not whole: {error}")
-                    self.read.add(version)
-                return
+        try:
+            files = self._patiently(lambda: self._topics.fetch(self._topics.image.versions[MODEL, version]))
+        except ProtocolError as error:
+            if self._patiently(self._topics.catch_up).withdrawn(MODEL, version):
+                self.withdrawn.add(version)
             else:
-                (self._folder / f"{version}.onnx").write_bytes(files["model.onnx"])
+                self.faults.append(f"version {version} was published and is not whole: {error}")
                 self.read.add(version)
-                return
+        else:
+            (self._folder / f"{version}.onnx").write_bytes(files["model.onnx"])
+            self.read.add(version)
 
     def _open(self, version: int) -> Model:
         session = open_graph(self._folder / f"{version}.onnx")

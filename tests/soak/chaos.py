@@ -13,6 +13,7 @@ from contextlib import suppress
 
 from modelcast.dev.process import dying_with_parent
 from modelcast.errors import BrokerError, ExitCode
+from tests.cluster import WHOLE_TIMEOUT_S
 from tests.fault_proxy import Api, Way
 
 from .catalogue import Catalogue
@@ -124,7 +125,7 @@ class Chaos:
             if place.frozen:
                 self._crew.signal(place, signal.SIGCONT)
         self._feeder.per_second = self._usual_rate
-        self._stage.cluster.await_whole()
+        self._stage.cluster.await_whole(self._stage.patience * WHOLE_TIMEOUT_S)
 
     def end(self) -> None:
         """Ends the registrar, hard: nobody else would."""
@@ -189,7 +190,7 @@ class Chaos:
             take(index)
             time.sleep(away_s)
             self._stage.cluster.start_node(index)
-            self._stage.cluster.await_whole()
+            self._stage.cluster.await_whole(self._stage.patience * WHOLE_TIMEOUT_S)
             self._stage.timeline.note("node back", node=index + 1)
 
         self._start("node", away)
@@ -203,7 +204,7 @@ class Chaos:
             broker.pause()
             time.sleep(frozen_s)
             broker.resume()
-            self._stage.cluster.await_whole()
+            self._stage.cluster.await_whole(self._stage.patience * WHOLE_TIMEOUT_S)
             self._stage.timeline.note("node back", node=index + 1)
 
         self._start("node", freeze)
@@ -268,6 +269,7 @@ class Chaos:
 
     def _run(self, arguments: tuple[str, ...], killed_after_s: float | None) -> None:
         self._commands += 1
+        limit_s = self._stage.patience * COMMAND_S
         path = self._logs / f"{self._commands:04}-{arguments[0]}.log"
         with path.open("wb") as log:
             process = subprocess.Popen(
@@ -278,12 +280,12 @@ class Chaos:
                 stderr=log,
             )
         try:
-            status = process.wait(killed_after_s or COMMAND_S)
+            status = process.wait(killed_after_s or limit_s)
         except subprocess.TimeoutExpired:
             process.kill()
             status = process.wait(30)
             if killed_after_s is None:
-                self.faults.append(f"{' '.join(arguments)} did not end in {COMMAND_S:g} s; see {path.name}")
+                self.faults.append(f"{' '.join(arguments)} did not end in {limit_s:g} s; see {path.name}")
         self._stage.timeline.note(f"command {arguments[0]}", status=status, log=path.name)
         if status not in COMMAND_MAY_END:
             self.faults.append(f"{' '.join(arguments)} ended with {status}; see {path.name}")

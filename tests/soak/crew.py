@@ -71,6 +71,7 @@ class Crew:
             for number in range(each)
         ]
         self._stage = stage
+        self._end_s = stage.patience * END_S
         self._logs = stage.folder / "scorers"
         self._logs.mkdir()
         self._lock = threading.RLock()
@@ -90,8 +91,8 @@ class Crew:
                     self._ended(place, status)
                 elif not place.is_live:
                     place.is_live = _count(place.log, "live") > 0
-                elif place.wanted_end is not None and time.monotonic() - place.asked_s > END_S:
-                    self.faults.append(f"{place.name} did not end in {END_S:g} s after {place.wanted_end.name}")
+                elif place.wanted_end is not None and time.monotonic() - place.asked_s > self._end_s:
+                    self.faults.append(f"{place.name} did not end in {self._end_s:g} s after {place.wanted_end.name}")
                     self.show_stacks()
                     place.wanted_end = None
 
@@ -118,7 +119,7 @@ class Crew:
         """All of them, in order."""
         for place in self.places:
             self.signal(place, signal.SIGTERM, back_after_s=1e9)
-        deadline = time.monotonic() + END_S + 5
+        deadline = time.monotonic() + self._end_s + 5
         while any(place.runs for place in self.places) and time.monotonic() < deadline:
             self.tend()
             time.sleep(0.1)

@@ -31,6 +31,7 @@ class Feeder(threading.Thread):
         self.sent = 0
         self.failed: list[str] = []
         self._servers = stage.servers
+        self._flush_s = stage.patience * FLUSH_S
         self._chance = random.Random(seed)
         self._stopping = threading.Event()
         self._wanted = threading.Event()
@@ -40,7 +41,7 @@ class Feeder(threading.Thread):
     def pause(self) -> None:
         """Returns when everything that was sent is there."""
         self._wanted.clear()
-        assert self._idle.wait(FLUSH_S + 10), "the feeder does not come to rest"
+        assert self._idle.wait(self._flush_s + 10), "the feeder does not come to rest"
 
     def resume(self) -> None:
         self._idle.clear()
@@ -49,18 +50,19 @@ class Feeder(threading.Thread):
     def stop(self) -> None:
         self._stopping.set()
         self._wanted.set()
-        self.join(FLUSH_S)
+        self.join(self._flush_s)
 
     def run(self) -> None:
         producer = Producer({
             "bootstrap.servers": self._servers, "enable.idempotence": True, "linger.ms": 5, "log_level": 0,
+            "delivery.timeout.ms": 3_600_000,
         })  # fmt: skip
         due = 0.0
         while not self._stopping.wait(TICK_S):
             if not self._wanted.is_set():
-                left = producer.flush(FLUSH_S)
+                left = producer.flush(self._flush_s)
                 if left:
-                    self.failed.append(f"{left} events could not be sent in {FLUSH_S:g} s")
+                    self.failed.append(f"{left} events could not be sent in {self._flush_s:g} s")
                 self._idle.set()
                 self._wanted.wait()
                 continue
@@ -69,7 +71,7 @@ class Feeder(threading.Thread):
                 due -= 1
                 self._send(producer)
             producer.poll(0)
-        producer.flush(FLUSH_S)
+        producer.flush(self._flush_s)
 
     def _send(self, producer: Producer) -> None:
         if self._chance.randrange(1000) < POISON_PER_MILLE:

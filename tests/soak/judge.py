@@ -32,12 +32,13 @@ class Judge(threading.Thread):
         ledgers: One a stream, by its name.
     """
 
-    def __init__(self, servers: str, model: Callable[[int], Model | None]) -> None:
+    def __init__(self, servers: str, model: Callable[[int], Model | None], patience: float) -> None:
         super().__init__(name="judge", daemon=True)
         self.events = Events()
         self.ledgers = {stream.name: Ledger(stream.name, self.events) for stream in STREAMS}
         self._servers = servers
         self._model = model
+        self._read_s = patience * READ_S
         self._known: Mapping[bytes, Any] = {}
         self._reached: dict[tuple[str, int], int] = {}
         self._lock = threading.Lock()
@@ -62,18 +63,25 @@ class Judge(threading.Thread):
     def settle(self) -> None:
         """Reads all topics to their ends, where nobody writes any more, and asks for every event's outcome."""
         topics = [EVENTS, *(topic for stream in STREAMS for topic in (stream.predictions, stream.dead_letters))]
-        for topic in topics[1:]:
-            oracle.await_settled(self._servers, topic)
-        ends = {topic: oracle.end_offsets(self._servers, topic, committed=False) for topic in topics}
-        deadline = time.monotonic() + READ_S
+        deadline = time.monotonic() + self._read_s
+        while (ends := self._ends(topics, committed=True)) != self._ends(topics, committed=False) or not ends:
+            assert time.monotonic() < deadline, f"a transaction stays open for {self._read_s:g} s, or no node answers"
+            time.sleep(0.5)
         while behind := self._behind(ends):
             assert not self._broken, self._broken
-            assert time.monotonic() < deadline, f"could not be read or scored again in {READ_S:g} s: {behind}"
+            assert time.monotonic() < deadline, f"could not be read or scored again in {self._read_s:g} s: {behind}"
             time.sleep(0.1)
         with self._lock:
             for ledger in self.ledgers.values():
                 ledger.settle(ends[EVENTS])
             self.events.forget(ends[EVENTS])
+
+    def _ends(self, topics: Sequence[str], *, committed: bool) -> Mapping[str, Mapping[int, int]]:
+        """By topic and partition; nothing where nobody answers."""
+        try:
+            return {topic: oracle.end_offsets(self._servers, topic, committed=committed) for topic in topics}
+        except KafkaException:
+            return {}
 
     def _behind(self, ends: Mapping[str, Mapping[int, int]]) -> Sequence[str]:
         with self._lock:
@@ -132,12 +140,21 @@ class Judge(threading.Thread):
 
     def _prediction(self, ledger: Ledger, message: Message) -> None:
         if message.value()[2:10] not in self._known:
-            self._known = oracle.writer_schemas(self._servers, f"{PREFIX}.schemas")
+            self._known = self._schemas()
         datum = oracle.decode(message.value(), self._known)
         if (datum["model"], datum["source"]["topic"]) != (MODEL, EVENTS):
             self._broken.append(f"{ledger.name}: a prediction names {datum['model']} and {datum['source']['topic']}")
         partition, offset = oracle.source_of(datum)
         ledger.predicted(message.partition(), partition, offset, datum["version"], datum["score"])
+
+    def _schemas(self) -> Mapping[bytes, Any]:
+        deadline = time.monotonic() + self._read_s
+        while True:
+            try:
+                return oracle.writer_schemas(self._servers, f"{PREFIX}.schemas")
+            except (KafkaException, AssertionError):  # a node that is away
+                if time.monotonic() > deadline:
+                    raise
 
     def _letter(self, ledger: Ledger, message: Message) -> None:
         headers = dict(message.headers() or ())

@@ -73,8 +73,8 @@ class Soak:
         """Everything, to the end. Raises BrokenPromiseError."""
         self._stage.set_up()
         self._catalogue = Catalogue(self._stage)
-        self._judge = Judge(self._stage.servers, self._model)
-        self._watch = Watch(self._stage.servers, self._judge.events)
+        self._judge = Judge(self._stage.servers, self._model, self._stage.patience)
+        self._watch = Watch(self._stage.servers, self._judge.events, self._stage.patience)
         self._crew = Crew(self._stage, self._scorers)
         self._chaos = Chaos(self._stage, self._seed, self._crew, self._catalogue, self._feeder)
         self.has_begun = True
@@ -187,7 +187,7 @@ class Soak:
         self._judge.stop()
         verified = self._catalogue.verify_all()
         fetched = self._fetch_all()
-        again = Judge(self._stage.servers, self._model)
+        again = Judge(self._stage.servers, self._model, self._stage.patience)
         again.start()
         again.settle()
         again.stop()
@@ -196,7 +196,7 @@ class Soak:
         self._check()
 
     def _fetch_all(self) -> int:
-        """Fetches every version that stands as an application does; returns how many."""
+        """Fetches every version that stands, as an application does; returns how many."""
         topics = Topics(PREFIX)
         with KafkaLog({"bootstrap.servers": self._stage.servers}) as log:
             reader = RegistryReader(log, topics)
@@ -211,6 +211,7 @@ class Soak:
         return len(standing)
 
     def _await(self, condition: Any, what: str, timeout_s: float) -> None:
+        timeout_s *= self._stage.patience
         deadline = time.monotonic() + timeout_s
         while not condition():
             self._turn()

@@ -23,11 +23,12 @@ class Watch(threading.Thread):
     lag: Events that wait, by the name of the stream; as of the last look.
     """
 
-    def __init__(self, servers: str, events: Events) -> None:
+    def __init__(self, servers: str, events: Events, patience: float) -> None:
         super().__init__(name="watch", daemon=True)
         self.faults: list[str] = []
         self.lag = {stream.name: 0 for stream in STREAMS}
         self.longest_still_s = 0.0
+        self._stuck_s = patience * STUCK_S
         self._events = events
         self._readers = {
             stream: Consumer({"bootstrap.servers": servers, "group.id": stream.group, "log_level": 0})
@@ -62,6 +63,6 @@ class Watch(threading.Thread):
             return
         still_s = now - since_s
         self.longest_still_s = max(self.longest_still_s, still_s)
-        if still_s > STUCK_S:
+        if still_s > self._stuck_s:
             self.faults.append(f"{name}: partition {partition} stands at {at} of {end} for {still_s:.0f} s")
             self._moved[name, partition] = at, now
