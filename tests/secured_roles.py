@@ -37,6 +37,8 @@ from tests.unit.linear_model import linear_model
 LONGEST_S = 60.0
 MODEL = "fraud"
 _biases = itertools.count(3)
+# Avro, single-object encoding: a fingerprint that only the schemas topic could explain.
+OF_UNKNOWN_SCHEMA = b"\xc3\x01unknown!\x02"
 GOOD, POISON = b'{"amount": 1, "age": 2}', b"garbage"
 
 
@@ -162,7 +164,8 @@ class Stage:
         topic = self.topic("letters")
         with closing(self.log.writer()) as writer:
             for record in self._letters:
-                writer.send(topic, key=record.key, value=record.value, headers=record.headers)
+                for value in (record.value, OF_UNKNOWN_SCHEMA):
+                    writer.send(topic, key=record.key, value=value, headers=record.headers)
             writer.flush(LONGEST_S)
         return topic
 
@@ -251,7 +254,7 @@ def observed(who: Somebody, stage: Stage) -> Ended:
 
 def replayed(who: Somebody, stage: Stage) -> Ended:
     letters = who.tasks.letters or ""
-    return who.commands(["dlq", "show", letters], ["dlq", "replay", letters, "--to", who.tasks.events[0]])
+    return who.commands(["dlq", "show", letters, "--values"], ["dlq", "replay", letters, "--to", who.tasks.events[0]])
 
 
 WORK: Mapping[Role, Callable[[Somebody, Stage], Ended]] = {

@@ -130,6 +130,7 @@ def dlq(topics: Topics, *, dead_letters: str, events: Sequence[str]) -> tuple[Ac
     """Looks at dead letters, and sends events back to where they came from (or to another topic)."""
     return (
         *topic(dead_letters, _READ),
+        *topic(topics.schemas, _READ),
         *(acl for name in events for acl in topic(name, _WRITE, _CONFIGS)),
         Acl(ResourceKind.GROUP, f"{topics.prefix}.dlq.{dead_letters}", _READ),
         _transactional(f"{topics.prefix}.dlq.{dead_letters}"),

@@ -37,7 +37,7 @@ def stage(secured: SecuredBroker, tmp_path_factory: pytest.TempPathFactory) -> I
     made.close()
 
 
-@pytest.mark.parametrize(("role", "place", "operation"), one_by_one())
+@pytest.mark.parametrize(("role", "place", "operation"), list(one_by_one()))
 def test_f36_a_role_that_lacks_one_acl_is_told_which_and_the_line_that_adds_it(
     role: Role, place: int, operation: Operation, stage: Stage
 ) -> None:

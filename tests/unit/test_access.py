@@ -6,6 +6,7 @@ import json
 import shlex
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from confluent_kafka import KafkaError
@@ -211,3 +212,15 @@ def test_the_command_tells_programs_each_acl(
 def test_nothing_is_added_for_nobody(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert _run(monkeypatch, "observer", "-b", "h:1", "--apply") == 2
     assert "--principal" in capsys.readouterr().err
+
+
+def test_the_page_on_security_says_what_each_role_needs() -> None:
+    tasks = Tasks(models=("MODEL",), events=("EVENTS",), predictions=("PREDICTIONS",))
+    needed: dict[tuple[str, str], list[str]] = {}
+    for role in Role:
+        for acl in permissions([role], tasks, Topics("PREFIX")):
+            kind = {"TransactionalId": "transactional id"}.get(acl.kind, acl.kind.lower())
+            needed.setdefault((role, f"{kind} `{acl.name}{'*' if acl.prefixed else ''}`"), []).append(acl.operation)
+    rows = [f"| `{role}` | {resource} | {', '.join(operations)} |" for (role, resource), operations in needed.items()]
+    page = (Path(__file__).parents[2] / "docs" / "SECURITY.md").read_text(encoding="utf-8")
+    assert "\n".join(["|---|---|---|", *rows, ""]) in page
