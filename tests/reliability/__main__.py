@@ -4,7 +4,7 @@
     python -m tests.reliability check         say whether it is in step, and change nothing
     python -m tests.reliability run           run every row's tests, note what they tell, write the page
     python -m tests.reliability run 27 28     of these rows
-    python -m tests.reliability note FILE     note the results of a JUnit report of pytest, write the page
+    python -m tests.reliability note FILE     the same of a JUnit report of pytest (junit_family=xunit1)
 
 Exit status: pytest's for `run`; 1 where `check` finds the page out of step; 2 for a row that is none; else 0.
 """
@@ -39,7 +39,7 @@ def main(arguments: list[str]) -> int:
         case ["run", *rows]:
             return run(rows)
         case ["note", report]:
-            note(Path(report), f"pytest, {Path(report).name}")
+            note(Path(report), " ".join([*_scales(), "make reliability"]))
         case _:
             print(__doc__, file=sys.stderr)
             return 2

@@ -64,7 +64,7 @@ def _summary(rows: Sequence[Promise], tests: Mapping[int, Sequence[Proof]], resu
     cases = sum(result.cases for result in ran)
     return (
         f"{len(rows)} rows, {_count(len(every), 'test')}, {brokers} of them with a real broker. Last runs{between}: "
-        f"{len(ran)} passed, {cases:,} cases, {failed} failed, {len(every) - len(ran) - failed} not run here."
+        f"{len(ran)} passed, {cases:,} cases, {failed} failed, {len(every) - len(ran) - failed} skipped or not noted."
     )
 
 
@@ -72,7 +72,7 @@ def _figure(found: Sequence[Proof], results: Mapping[str, Result]) -> str:
     told = [results[proof.id] for proof in found if proof.id in results]
     ran = [result for result in told if result.outcome != "skipped"]
     if not ran:
-        return "not run here"
+        return f"skipped: {_cell(told[0].reason)}" if told else "not noted yet"
     sentences = [f"{_count(len(ran), 'test')}, {_count(sum(result.cases for result in ran), 'case')}"]
     counts: dict[str, int] = {}
     for result in ran:
@@ -106,7 +106,7 @@ def _marks(proof: Proof) -> str:
 
 def _told(result: Result | None) -> str:
     if result is None:
-        return "not run yet"
+        return "not noted yet"
     if result.outcome != PASSED:
         return f"{result.outcome} {result.date}: {_cell(result.reason)}"
     cases = "" if result.cases == 1 else f", {result.cases:,} cases"
