@@ -58,7 +58,7 @@ def check_connection(question: Question, sight: Sight) -> Iterator[Finding]:
         user = f" as {question.security.user!r}" if question.security.user else ""
         yield ok("login", f"the cluster lets us in{user}: {question.security.protocol}")
         return
-    if reached or not sight.contacts:
+    if reached or not sight.contacts or isinstance(sight.login_error, ConfigError):
         yield from _login_error(sight)
     yield unknown("repository", "topics and models could not be looked at: mend the connection first")
 

@@ -21,7 +21,7 @@ from modelcast.registry.image import RegistryImage, VersionRecord
 from modelcast.registry.reader import RegistryReader
 from modelcast.topics import Topics
 
-from .contact import Caller, Contact, call_all
+from .contact import Caller, Contact, Obstacle, call_all
 from .look_host import look_at_host
 from .sights import ClusterSight, Question, RepositorySight, Sight, VersionNeeds
 from .tls import Validity, validities_in
@@ -31,6 +31,11 @@ REGISTRY_TIMEOUT_S: Final = 10.0
 # Instances speak every 5 s: so long at most is listened for what their clocks say.
 LISTEN_S: Final = 6.0
 _STEP_S: Final = 0.2
+# Where nobody can be spoken to, the client library would only wait.
+_HOPELESS: Final = frozenset({
+    Obstacle.UNKNOWN_HOST, Obstacle.REFUSED, Obstacle.SILENT, Obstacle.SPEAKS_TLS, Obstacle.SPEAKS_PLAIN,
+    Obstacle.WANTS_LOGIN,
+})  # fmt: skip
 
 
 class Looking:
@@ -72,13 +77,8 @@ class Looking:
         caller = Caller(question.security, transactional_ids=sorted(set(ids)), now_ms=self._now_ms)
         servers = [server.strip() for server in question.servers.split(",") if server.strip()]
         contacts = tuple(call_all(caller, dict.fromkeys(servers)).values())
-        cluster: ClusterSight | None = None
-        login_error: ModelcastError | None = None
+        cluster, login_error = self._cluster(contacts)
         repository: RepositorySight | None = None
-        try:
-            cluster = self._cluster()
-        except ModelcastError as error:
-            login_error = error
         if cluster is not None:
             self._say(f"reading repository {question.prefix!r}")
             repository = self._repository()
@@ -95,12 +95,19 @@ class Looking:
         met |= call_all(Caller(self._question.security, now_ms=self._now_ms), new)
         return tuple(met[address] for address in dict.fromkeys(told.values()))
 
-    def _cluster(self) -> ClusterSight:
+    def _cluster(self, contacts: Sequence[Contact]) -> tuple[ClusterSight | None, ModelcastError | None]:
+        """The cluster through the client library, or why it could not be looked at."""
         from modelcast.kafka.examination import Examination
 
         question, topics = self._question, Topics(self._question.prefix)
         names = {topics.registry, topics.schemas, topics.blobs, topics.status, *question.events, *question.outputs}
-        return Examination(self._connection.settings).cluster(topics=names, groups=question.groups)
+        try:
+            examination = Examination(self._connection.settings)
+            if contacts and all(contact.obstacle in _HOPELESS for contact in contacts):
+                return None, None
+            return examination.cluster(topics=names, groups=question.groups), None
+        except ModelcastError as error:
+            return None, error
 
     def _certificates(self) -> tuple[tuple[str, str, tuple[Validity, ...]], ...]:
         security = self._question.security
