@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 
 from modelcast.errors import TopicNotFoundError, UsageError
 from modelcast.group import GroupLog, Progress, TransactionalBatchProducer
+from modelcast.json_data import read_json
 from modelcast.log import Log, LogRecord, TopicDescription
 from modelcast.scan import scan
 from modelcast.topics import Topics
@@ -191,7 +192,7 @@ class Sent:
         if progress is None:
             return cls()
         try:
-            noted = json.loads(progress.note) if progress.note else {}
+            noted = read_json(progress.note) if progress.note else {}
         except ValueError:
             noted = {}
         words = noted if isinstance(noted, dict) else {}
@@ -413,7 +414,7 @@ class Replay:
                     f"letters of topic {topic!r} can't be sent back to itself", hint="Name the events topic: --to TOPIC"
                 )
             try:
-                found = self._log.describe(topic)
+                found = self._log.describe(topic, writing=True)
             except TopicNotFoundError as error:
                 raise TopicNotFoundError(error.message, hint="Name another one: --to TOPIC") from error
             self._targets[topic] = found

@@ -25,6 +25,7 @@ from pathlib import Path
 from modelcast import digest
 from modelcast.errors import ConfigError, QuarantinedError
 from modelcast.folders import STATE_VARIABLE
+from modelcast.json_data import read_json
 
 MAX_CRASHES = 2
 # A runtime or driver may be mended without a new version; a day later it is tried again.
@@ -195,7 +196,7 @@ def _abandoned(path: Path) -> _Marker | None:
 
 def _name(text: bytes) -> str:
     try:
-        return str(json.loads(text)["version"])
+        return str(read_json(text)["version"])
     except (ValueError, KeyError, TypeError):
         return ""
 

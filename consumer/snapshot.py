@@ -31,6 +31,7 @@ from modelcast import codec
 from modelcast.config import Connection
 from modelcast.errors import CacheError, UsageError, WireError
 from modelcast.folders import cache_folder
+from modelcast.json_data import read_json
 from modelcast.log import LogRecord
 from modelcast.names import check_model_name
 from modelcast.records import FORMAT_VERSION, Release, RepositoryIdentity, Withdrawn
@@ -242,7 +243,7 @@ class SnapshotStore:
             return _decode(data, self._scope, path.name.removesuffix(_SUFFIX), read_ms)
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, RecursionError) as error:  # the last: nested deeper than JSON is read
+        except (OSError, ValueError) as error:
             LOGGER.warning("%s can't be used, and counts for nothing: %s", path, error)
             return None
 
@@ -301,7 +302,7 @@ def _decode(data: bytes, scope: str, model: str, read_ms: int) -> Snapshot:
     found, _, body = data.partition(b"\n")
     if hashlib.sha256(body).hexdigest().encode() != found:
         raise ValueError("it is damaged: its digest is another")
-    match json.loads(body):
+    match read_json(body):
         case {"scope": str(of), "model": str(name), "revision": int(revision), "records": list(records)}:
             if (of, name) != (scope, model):
                 raise ValueError(f"it is of {name} at {of}")

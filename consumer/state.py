@@ -22,6 +22,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from modelcast.errors import ConfigError
+from modelcast.json_data import read_json
 from modelcast.replacing import replace_file
 
 # Another process holds the lock for one small write; whoever waits longer than this waits for a stopped process.
@@ -117,7 +118,7 @@ class Marks:
         try:
             if path.stat().st_size > MAX_FILE_BYTES:
                 raise ValueError(f"it is larger than {MAX_FILE_BYTES} bytes")
-            marks = json.loads(path.read_bytes())
+            marks = read_json(path.read_bytes())
             if not isinstance(marks, dict):
                 raise ValueError("it is not an object")
             return {name: _from_json(value) for name, value in marks.items()}

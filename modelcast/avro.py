@@ -186,6 +186,8 @@ def _put_in(schema: Any, space: str, named: dict[str, Any]) -> Any:
 def _check(schema: Any) -> None:
     """What fastavro takes from anybody and readers stumble over. Raises ValueError, TypeError, KeyError."""
     if isinstance(schema, list):
+        if not schema:
+            raise ValueError("a union of no types has no value")
         for branch in schema:
             _check(branch)
     if not isinstance(schema, dict):
@@ -196,12 +198,21 @@ def _check(schema: Any) -> None:
             if not isinstance(size, int) or isinstance(size, bool) or not 0 <= size <= MAX_FIXED_BYTES:
                 raise ValueError(f"{size!r:.40} is no size of fixed {schema['name']!r}")
         case "enum":
-            if not all(isinstance(symbol, str) for symbol in schema["symbols"]):
-                raise ValueError(f"a symbol of enum {schema['name']!r} is no text")
+            _check_texts(schema["symbols"], f"the symbols of enum {schema['name']!r}")
         case inner:
             _check(inner)
+    for named in (schema, *schema.get("fields", ())):
+        if "name" in named:
+            _check_texts([named["name"]], "the name of a type or field")
+        _check_texts(named.get("aliases") or [], "aliases")
     for part in (*(entry["type"] for entry in schema.get("fields", ())), schema.get("items"), schema.get("values")):
         _check(part)
+
+
+def _check_texts(texts: object, what: str) -> None:
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        raise ValueError(f"{what}: {texts!r:.40} is no text")
+    "".join(texts).encode()  # half a surrogate pair has no fingerprint
 
 
 # Words of the specification, which are nobody's names.

@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
@@ -203,6 +204,10 @@ def _check_manifest(manifest: Manifest) -> None:
         _require(
             set(ruled) <= set(manifest.signature.fields), "what null counts as, for a field the model does not take"
         )
+    told = manifest.tolerance
+    # One that is no number agrees with every output.
+    for allowed in (told.relative, told.absolute):
+        _require(0 <= allowed < math.inf, f"a tolerance of {allowed}")
     paths = [entry.path for entry in manifest.files]
     _require(len(set(paths)) == len(paths), "a path twice")
     _require(paths == sorted(paths), "paths out of order")

@@ -200,7 +200,7 @@ def _regular_size(path: Path, name: str) -> int:
 def _opsets(imports: Iterable[onnx.OperatorSetIdProto], limits: RuntimeLimits) -> dict[str, int]:
     opsets: dict[str, int] = {}
     for entry in imports:
-        domain = _ALIASES.get(entry.domain, entry.domain)
+        domain = _domain(entry.domain)
         newest = limits.opsets.get(domain)
         if newest is not None and entry.version > newest:
             raise StructureError(
@@ -212,8 +212,19 @@ def _opsets(imports: Iterable[onnx.OperatorSetIdProto], limits: RuntimeLimits) -
     return opsets
 
 
+def _domain(name: str) -> str:
+    return _ALIASES.get(_utf8(name), name)
+
+
+def _utf8(text: object) -> str:
+    """A text of the graph; ONNX's texts that have no UTF-8 come as bytes, and mean something else to each reader."""
+    if not isinstance(text, str):
+        raise StructureError(f"the graph has a name that is not UTF-8: {text!r:.100}")
+    return text
+
+
 def _function_id(function: onnx.FunctionProto) -> _FunctionId:
-    return (_ALIASES.get(function.domain, function.domain), function.name, function.overload)
+    return (_domain(function.domain), _utf8(function.name), _utf8(function.overload))
 
 
 @dataclass
@@ -279,9 +290,9 @@ class _Gate:
         return total
 
     def _visit_node(self, node: onnx.NodeProto, opsets: Mapping[str, int], body: _Body, depth: int) -> None:
-        domain = _ALIASES.get(node.domain, node.domain)
+        domain = _domain(node.domain)
         body.nodes += 1
-        callee = (domain, node.op_type, node.overload)
+        callee = (domain, _utf8(node.op_type), _utf8(node.overload))
         if callee in self._functions:
             body.calls[callee] = body.calls.get(callee, 0) + 1
         else:
@@ -344,7 +355,7 @@ class _Gate:
             if tensor.external_data:
                 raise StructureError(f"tensor {tensor.name!r} names external data but says it has none")
             return
-        entries = [(entry.key, entry.value) for entry in tensor.external_data]
+        entries = [(_utf8(entry.key), _utf8(entry.value)) for entry in tensor.external_data]
         keys = [key for key, _ in entries]
         if odd := sorted(set(keys) - _EXTERNAL_KEYS):
             raise StructureError(f"external data of tensor {tensor.name!r} has unknown keys {odd}")
@@ -374,13 +385,14 @@ def _number(tensor: onnx.TensorProto, values: Mapping[str, str], key: str, defau
 
 def _tensor_info(value: onnx.ValueInfoProto) -> TensorInfo:
     kind = value.type.WhichOneof("value") or "untyped"
+    name = _utf8(value.name)
     if kind != "tensor_type":
-        return TensorInfo(value.name, kind.removesuffix("_type"), ())
+        return TensorInfo(name, kind.removesuffix("_type"), ())
     tensor = value.type.tensor_type
     if tensor.elem_type not in _ELEMENT_TYPES:
-        raise StructureError(f"{value.name!r} of the graph has an unknown element type ({tensor.elem_type})")
-    name = onnx.TensorProto.DataType.Name(tensor.elem_type).lower()
+        raise StructureError(f"{name!r} of the graph has an unknown element type ({tensor.elem_type})")
+    dtype = onnx.TensorProto.DataType.Name(tensor.elem_type).lower()
     shape = tuple(
         dim.dim_value if dim.HasField("dim_value") and dim.dim_value >= 0 else None for dim in tensor.shape.dim
     )
-    return TensorInfo(value.name, _DTYPES.get(name, name), shape)
+    return TensorInfo(name, _DTYPES.get(dtype, dtype), shape)

@@ -78,7 +78,7 @@ class ModelRef:
         if not at:
             return cls(name)
         if not _VERSION.fullmatch(version):
-            raise UsageError(f"{text!r} names no version", hint="Write NAME or NAME@NUMBER, numbers start at 1.")
+            raise UsageError(f"{text[:200]!r} names no version", hint="Write NAME or NAME@NUMBER, numbers start at 1.")
         return cls(name, int(version))
 
     def __str__(self) -> str:

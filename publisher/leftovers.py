@@ -19,6 +19,7 @@ from pathlib import Path
 
 from modelcast.blobs import chunk_count
 from modelcast.folders import state_folder
+from modelcast.json_data import read_json
 from modelcast.log import Log, LogRecord
 from modelcast.records import FileEntry
 from modelcast.replacing import replace_file
@@ -112,8 +113,8 @@ class Leftovers:
 
     def _read_mark(self) -> dict[int, int]:
         try:
-            marked = json.loads(self._mark.read_text())
-            return {int(partition): int(offset) for partition, offset in marked.items()}
+            marked = read_json(self._mark.read_bytes())
+            return {int(partition): offset for partition, offset in marked.items() if type(offset) is int}
         except (OSError, ValueError, AttributeError, TypeError):
             return {}  # no mark, or one cut short by a crash: everything is sent
 

@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
+
+from modelcast.json_data import read_json
 
 from .folders import dev_state_dir
 from .ports import LOOPBACK
 from .process import Process
 
 STATE_FILE = "broker.json"
+_PORTS = 1 << 16
+_PIDS = 1 << 31
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,15 +53,19 @@ class DevState:
     def load(cls, folder: Path) -> Self | None:
         """Reads it; None when there is none, or it is not legible: then nothing is known."""
         try:
-            read: dict[str, Any] = json.loads((folder / STATE_FILE).read_text())
-            process = read["process"]
+            read = read_json((folder / STATE_FILE).read_bytes())
+            process, port = read["process"], int(read["port"])
+            pid = None if process is None else int(process["pid"])
+            # A signal to any other number goes to whole groups of processes.
+            if not 0 < port < _PORTS or (pid is not None and not 0 < pid < _PIDS):
+                return None
             return cls(
-                port=int(read["port"]),
-                process=None if process is None else Process(int(process["pid"]), str(process["started"])),
+                port=port,
+                process=None if pid is None else Process(pid, str(process["started"])),
                 started_at=read["started_at"],
                 ready=bool(read["ready"]),
             )
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, OverflowError):
             return None
 
 

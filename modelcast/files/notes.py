@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from modelcast import digest
+from modelcast.json_data import read_json
 from modelcast.records import FileEntry, Manifest
 
 # A manifest of 100,000 files; what is larger is not one of ours.
@@ -72,7 +73,7 @@ class Notes:
             with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
                 status = path.stat()
                 if status.st_size <= _MAX_NOTE_BYTES:
-                    yield _from_json(json.loads(path.read_text(encoding="utf-8"))), status.st_mtime_ns // 1_000_000
+                    yield _from_json(read_json(path.read_bytes())), status.st_mtime_ns // 1_000_000
 
     def keep_only(self, digests: Collection[str]) -> None:
         """Forgets versions of whose files none is left, and what a killed process left half written."""
@@ -93,7 +94,11 @@ def _as_json(note: Note) -> dict[str, Any]:
 
 
 def _from_json(value: Any) -> Note:
-    files = tuple(FileEntry(str(path), int(size), str(name)) for path, size, name in value["files"])
-    if not all(digest.is_digest(entry.digest) for entry in files):
-        raise ValueError("a file has no digest")
-    return Note(str(value["repository"]), str(value["model"]), int(value["version"]), files)
+    files = tuple(FileEntry(str(path), size, str(name)) for path, size, name in value["files"])
+    if not all(digest.is_digest(entry.digest) and type(entry.size) is int for entry in files):
+        raise ValueError("a file has no digest or size")
+    if type(value["version"]) is not int:
+        raise ValueError("a version is no number")
+    note = Note(str(value["repository"]), str(value["model"]), value["version"], files)
+    _ = note.key  # of a text that has no UTF-8 there is none
+    return note

@@ -22,7 +22,7 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from modelcast.config import Connection
 from modelcast.errors import IntegrityError, StructureError, UsageError
@@ -30,6 +30,7 @@ from modelcast.files.cache import Cache
 from modelcast.files.fetch import Fetcher
 from modelcast.files.store_url import Stores
 from modelcast.folders import state_folder
+from modelcast.json_data import read_json
 from modelcast.log import Log
 from modelcast.names import ModelRef
 from modelcast.records import GRAPH_PATH, Manifest
@@ -222,7 +223,7 @@ def _pulled_files(directory: Path) -> frozenset[str]:
     try:
         if path.stat().st_size > _MAX_MANIFEST_BYTES:
             return frozenset()
-        told: Any = json.loads(path.read_text(encoding="utf-8"))
+        told = read_json(path.read_bytes())
         return frozenset({MANIFEST_NAME, *(str(entry["path"]) for entry in told["files"])})
     except (OSError, ValueError, KeyError, TypeError):
         return frozenset()

@@ -157,7 +157,7 @@ def _split(text: str) -> SplitResult:
         parts = urlsplit(text)
         _ = parts.port
     except ValueError as error:
-        raise UsageError(f"{text[:MAX_URL_CHARS]!r} is no URL: {error}", hint=_HINT) from None
+        raise UsageError(f"{text[:MAX_URL_CHARS]!r} is no URL: {str(error)[:MAX_URL_CHARS]}", hint=_HINT) from None
     # urlsplit drops line breaks and tabs without a word; "::" chains file systems in fsspec.
     if not parts.scheme or "::" in text or len(text) > MAX_URL_CHARS or text != text.strip() or not text.isprintable():
         raise UsageError(f"{text[:MAX_URL_CHARS]!r} is not the URL of a store", hint=_HINT)

@@ -100,7 +100,7 @@ def versions(fleet: Fleet) -> Sequence[Text]:
     for name, of in sorted(found.items()):
         counts = Counter("none" if model.live_version is None else str(model.live_version) for model in of)
         shown = ", ".join(f"{version} on {count}" for version, count in sorted(counts.items(), key=_by_number))
-        line = Text.assemble((name, "bold"), "  ", shown)
+        line = Text.assemble((printable(name), "bold"), "  ", shown)
         rates = [model.events_per_s for model in of if model.events_per_s is not None]
         lags = [model.lag for model in of if model.lag is not None]
         if rates:

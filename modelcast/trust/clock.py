@@ -18,6 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
+from modelcast.json_data import read_json
 from modelcast.replacing import replace_file
 
 LOGGER: Final = logging.getLogger("modelcast.trust")
@@ -72,7 +73,7 @@ class SteadyClock:
             return 0
         try:
             with self._path.open("rb") as file:
-                floor = json.loads(file.read(_MAX_FILE_BYTES))["floor_ms"]
+                floor = read_json(file.read(_MAX_FILE_BYTES))["floor_ms"]
             if type(floor) is not int or floor < 0:
                 raise ValueError(f"floor_ms is {floor!r}")
         except FileNotFoundError:

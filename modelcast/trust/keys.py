@@ -229,6 +229,7 @@ class _Sslib:
     Signature: Any
     Envelope: Any
     UnverifiedSignatureError: type[Exception]
+    UnsupportedAlgorithm: type[Exception]
     Ed25519PrivateKey: Any
     Ed25519PublicKey: Any
     serialization: Any = field(repr=False)
@@ -237,6 +238,7 @@ class _Sslib:
 @functools.cache
 def _sslib() -> _Sslib:
     try:
+        from cryptography.exceptions import UnsupportedAlgorithm
         from cryptography.hazmat.primitives import serialization
         from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
         from securesystemslib.dsse import Envelope
@@ -252,6 +254,7 @@ def _sslib() -> _Sslib:
         Signature,
         Envelope,
         UnverifiedSignatureError,
+        UnsupportedAlgorithm,
         Ed25519PrivateKey,
         Ed25519PublicKey,
         serialization,
@@ -273,7 +276,7 @@ def _public_from_pem(text: str) -> PublicKey:
     sslib = _sslib()
     try:
         public = sslib.serialization.load_pem_public_key(text.encode())
-    except ValueError as error:
+    except (ValueError, sslib.UnsupportedAlgorithm) as error:
         raise ConfigError(f"that is no public key: {error}") from error
     if not isinstance(public, sslib.Ed25519PublicKey):
         raise ConfigError("that public key is not of Ed25519", hint="Make a key with: modelcast keys new NAME")
@@ -300,7 +303,7 @@ def _private_from_pem(data: bytes, path: Path, ask: Callable[[str], str] | None)
         except TypeError:  # it is encrypted
             passphrase = passphrase_from_environment() or (ask or ask_person)(str(path))
         return read(data, passphrase.encode())
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, _sslib().UnsupportedAlgorithm) as error:
         encrypted = b"ENCRYPTED" in data
         raise ConfigError(
             f"the passphrase of key {path} is wrong" if encrypted else f"{path} is not a private key: {error}",

@@ -95,3 +95,79 @@ def _random_type(dice: random.Random, name: str, depth: int) -> Any:
         "record": lambda: random_record(dice, name, depth),
     }
     return made[dice.choice(kinds)]()
+
+
+# What a writer of records may put in the place of a number or text, to see who believes it.
+_LONGS = (0, 1, -1, 2**31 - 1, -(2**31), 2**31, 2**40, 2**62, 2**63 - 1, -(2**63), 1024, 1_000_000)
+_INTS = (0, 1, -1, 7, 2**31 - 1, -(2**31), 65_536)
+_TEXTS = (
+    "", "fraud", "fraud@3", "sha256:" + "0" * 64, "sha256:" + "f" * 63, "model.onnx", "examples.npz", "../.env",
+    "/etc/passwd", "tensors/0.bin", "a\x00b", "\x1b[2J", "\u202efdp", "[bold]x[/", "nan", "1e999", "x" * 300, "ä\ud7ff",
+    "s3://bucket/prefix", "0b7a4c1e-0000-4000-8000-000000000001", "host.1", "*", "\n",
+)  # fmt: skip
+_DOUBLES = (0.0, -0.0, 1.5, -1.0, 1e308, 5e-324, math.inf, -math.inf, math.nan)
+# Of the values of a record; it has twenty or so.
+_TAMPERED = 0.06
+_HOSTILE: Mapping[str, Callable[[random.Random], Any]] = {
+    **_PRIMITIVES,
+    "int": lambda dice: dice.choice(_INTS),
+    "long": lambda dice: dice.choice(_LONGS),
+    "float": lambda dice: dice.choice((0.0, 1.5, math.inf, math.nan)),
+    "double": lambda dice: dice.choice(_DOUBLES),
+    "string": lambda dice: dice.choice(_TEXTS),
+}
+
+
+def _named(schema: Any) -> dict[str, Any]:
+    """The types of a schema that have a name."""
+    if isinstance(schema, list):
+        return {name: found for branch in schema for name, found in _named(branch).items()}
+    if not isinstance(schema, dict):
+        return {}
+    found = {schema["name"]: schema} if "name" in schema else {}
+    parts = [entry["type"] for entry in schema.get("fields", ())]
+    for part in (*parts, schema["type"], schema.get("items"), schema.get("values")):
+        found |= _named(part)
+    return found
+
+
+class Forger:
+    """Makes data of one schema that fits it, and that no honest writer writes."""
+
+    def __init__(self, schema: Any, dice: random.Random) -> None:
+        self._schema = schema
+        self._named = _named(schema)
+        self._dice = dice
+
+    def made_up(self) -> Any:
+        """All of it."""
+        return self._hostile(self._schema)
+
+    def tampered(self, whole: Any) -> Any:
+        """Some values of a datum, most of it as it was."""
+        return self._tampered(self._schema, whole)
+
+    def _hostile(self, schema: Any) -> Any:  # noqa: PLR0911 - a row for each kind of type
+        match schema:
+            case list():
+                return self._hostile(self._dice.choice(schema))
+            case str():
+                return _HOSTILE[schema](self._dice) if schema in _HOSTILE else self._hostile(self._named[schema])
+            case {"type": "record", "fields": fields}:
+                return {entry["name"]: self._hostile(entry["type"]) for entry in fields}
+            case {"type": "enum", "symbols": symbols}:
+                return self._dice.choice(symbols)
+            case {"type": "array", "items": items}:
+                return [self._hostile(items) for _ in range(self._dice.choice((0, 1, 1, 2, 3)))]
+            case {"type": "map", "values": values}:
+                return {self._dice.choice(_TEXTS): self._hostile(values) for _ in range(self._dice.choice((0, 1, 3)))}
+        return self._hostile(schema["type"])
+
+    def _tampered(self, schema: Any, whole: Any) -> Any:
+        match schema:
+            case {"type": "record", "fields": fields}:
+                return {entry["name"]: self._tampered(entry["type"], whole[entry["name"]]) for entry in fields}
+            case {"type": "array", "items": items} if whole and self._dice.random() >= _TAMPERED:
+                kept = [self._tampered(items, one) for one in whole]
+                return kept if self._dice.random() >= _TAMPERED else self._dice.choices(kept, k=len(kept) + 1)
+        return self._hostile(schema) if self._dice.random() < _TAMPERED else whole

@@ -1,27 +1,44 @@
-"""The harness under a fuzzer that follows which code its inputs reach: `python -m tests.fuzz.guided CORPUS -runs=N`.
+"""The readers, or batches of events, under a fuzzer that follows which code its inputs reach.
 
-Options are libFuzzer's. An input is a `Tape`: its first byte says the shape. What is found is written to a file, which
-`python -m tests.fuzz --tape FILE` plays again without the fuzzer.
+    python -m tests.fuzz.guided events|readers FOLDER… -runs=N
+
+Options are libFuzzer's. An input of `events` is a `Tape`: its first byte says the shape. One of `readers` is the number
+of a reader, a byte, and what it is to read. What is found is written to a file; `python -m tests.fuzz --tape FILE` and
+`--input FILE` play it again without the fuzzer.
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 
 import atheris
 
-with atheris.instrument_imports(include=["modelcast.consumer.decode", "modelcast.consumer.dead_letters"]):
-    import modelcast.consumer.dead_letters
+# What the readers of text and archives rest on is followed too: its branches are theirs.
+with atheris.instrument_imports(include=["modelcast", "tomllib", "zipfile"]):
     import modelcast.consumer.decode.batch  # noqa: F401
 
-from .harness import Player
+    from .catalogue import readers
+    from .harness import Player
+    from .reader import Judge
 
 
 def main() -> None:
     """Runs until libFuzzer's options say that it is enough, or something is found."""
-    player = Player()
-    atheris.Setup(sys.argv, player.play)
+    what = sys.argv.pop(1)
+    play: Callable[[bytes], object] = Player().play if what == "events" else _play_reader()
+    atheris.Setup(sys.argv, play)
     atheris.Fuzz()
+
+
+def _play_reader() -> Callable[[bytes], object]:
+    judges = [Judge(reader) for reader in readers()]
+
+    def play(data: bytes) -> None:
+        if data:
+            judges[data[0] % len(judges)].judge(data[1:])
+
+    return play
 
 
 if __name__ == "__main__":

@@ -43,6 +43,7 @@ int64s = st.integers(0, 1_000_000) | st.integers(-(2**63), 2**63 - 1)
 shapes = st.lists(st.none() | st.integers(0, 1000), max_size=3).map(tuple)
 dtypes = st.sampled_from(DType)
 floats = st.floats(allow_nan=False)
+tolerances = st.floats(0, allow_infinity=False)
 signatures = st.builds(
     Signature,
     st.lists(st.builds(InputBinding, texts, dtypes, shapes, st.lists(texts, max_size=4).map(tuple)), max_size=3).map(
@@ -66,7 +67,7 @@ manifests = st.builds(
     signature=signatures,
     ir_version=st.integers(0, 100),
     opsets=st.dictionaries(texts, st.integers(0, 100), max_size=3),
-    tolerance=st.builds(Tolerance, floats, floats),
+    tolerance=st.builds(Tolerance, tolerances, tolerances),
     probe=st.none() | st.builds(LoadProbe, floats, floats, longs),
     frameworks=st.dictionaries(texts, texts, max_size=3),
     metrics=st.dictionaries(texts, floats, max_size=3),

@@ -15,7 +15,7 @@ from tests.fuzz.entropy import Dice
 from tests.fuzz.harness import TOPIC, Event, Harness, Player
 from tests.fuzz.shapes import Shape, shapes
 
-CORPUS = Path(__file__).parents[1] / "fuzz" / "corpus"
+CORPUS = Path(__file__).parents[1] / "fuzz" / "corpus" / "events"
 # Each shape this often: seconds in all.
 BATCHES = 12
 
