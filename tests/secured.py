@@ -328,6 +328,8 @@ def _properties(
         "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
         "super.users": "User:CN=broker;User:CN=admin",
         "auto.create.topics.enable": "false",
+        # Nobody kills it: that a busy machine holds it up for a second must not count as its end.
+        "broker.session.timeout.ms": "60000",
     }
 
 
