@@ -67,12 +67,10 @@ class Acl:
         """As a message says it: Read on topic 'events'."""
         if self.kind is ResourceKind.CLUSTER:
             return f"{self.operation} on the cluster"
-        which = f"{_WORDS[self.kind].replace('-', ' ')} {self.name!r}"
-        return (
-            f"{self.operation} on every {which[: -len(repr(self.name))]}that begins with {self.name!r}"
-            if (self.prefixed)
-            else f"{self.operation} on {which}"
-        )
+        kind = _WORDS[self.kind].replace("-", " ")
+        if self.prefixed:
+            return f"{self.operation} on every {kind} that begins with {self.name!r}"
+        return f"{self.operation} on {kind} {self.name!r}"
 
     def allows(self, kind: ResourceKind, name: str) -> bool:
         """Whether the resource of this kind and name is meant."""
