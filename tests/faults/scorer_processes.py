@@ -73,7 +73,7 @@ class Stage:
             env=self.environment(),
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=300,
             check=False,
         )
         assert done.returncode == 0, f"{arguments}: {done.stderr}"

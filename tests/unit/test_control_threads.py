@@ -93,6 +93,7 @@ class TestWaiting:
     def test_a_broker_that_is_away_is_told_when_the_time_is_up(self, plane: Rig) -> None:
         plane.log.down = True
         plane.plane.start()
+        wait_until(lambda: plane.plane.fault, "the first try")
         with pytest.raises(BrokerError, match="no broker answers"):
             plane.plane.wait_live(FRAUD, 0.3, patient=False)
 
@@ -101,6 +102,7 @@ class TestWaiting:
         plane.loader.gate.clear()
         plane.publish(1)
         plane.plane.start()
+        assert plane.loader.entered.wait(DEADLINE_S)
         with pytest.raises(LoadError, match=r"not loaded in 0\.3 s"):
             plane.plane.wait_live(FRAUD, 0.3, patient=False)
 

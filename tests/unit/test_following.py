@@ -212,7 +212,7 @@ class TestStartWithoutKafka:
         monkeypatch.setattr(following, "STALE_START_S", 0.05)
         follows.follower().turn(0.0)
         silent = threading.Event()
-        monkeypatch.setattr(follows.log, "reader", lambda *_, **__: silent.wait(10.0), raising=False)
+        monkeypatch.setattr(follows.log, "reader", lambda *_, **__: silent.wait(60.0), raising=False)
         restarted = follows.follower().start()
         wait_until(lambda: restarted.is_snapshot, "the snapshot")
         assert restarted.fault is None

@@ -22,6 +22,7 @@ from modelcast.events.writers import AvroWriter, JsonWriter, ProtobufWriter, Unu
 from modelcast.schema_registry import ABSENT_S, DENIED_ANEW_S, RETRY_MAX_S, SchemaRegistry
 from tests.schema_registry_server import SchemaRegistryServer
 
+from .control_rig import wait_until
 from .protobuf_schemas import transactions
 
 AMOUNT = '{"type":"record","name":"T","fields":[{"name":"amount","type":"double"}]}'
@@ -227,11 +228,15 @@ def test_credentials_and_numbers_are_the_clients_own_settings(server: SchemaRegi
 def test_a_registry_that_starts_too_is_waited_for_at_the_start(server: SchemaRegistryServer) -> None:
     server.answer = 503
     with SchemaRegistry({"url": server.url}) as registry:
-        mended = threading.Timer(0.5, lambda: setattr(server, "answer", None))
+
+        def mend() -> None:
+            wait_until(lambda: len(server.asked) > 1, "it to be asked again")
+            server.answer = None
+
+        mended = threading.Thread(target=mend)
         mended.start()
         registry.check()
         mended.join()
-    assert len(server.asked) > 1
 
 
 @pytest.mark.parametrize("settings", [{"url": "ftp://x"}, {"url": "http://x", "colour": "red"}])

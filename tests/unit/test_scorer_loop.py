@@ -295,17 +295,20 @@ def test_f32_a_model_slower_than_a_poll_may_take_keeps_its_member_polling(monkey
     rig = Rig()
     rig.send(range(3))
     polls: list[float] = []
-    slow = FunctionServable(1, before=lambda: threading.Event().wait(0.3))
+    enough = threading.Event()
+    slow = FunctionServable(1, before=lambda: enough.wait(60))
     with RunningScorer(rig, live=slow, end=rig.end()) as scorer:
         consume = scorer.consumer.consume
 
         def counted(count: int, timeout_s: float) -> object:
             polls.append(timeout_s)
+            if polls.count(0.0) >= 5:
+                enough.set()
             return consume(count, timeout_s)
 
         monkeypatch.setattr(scorer.consumer, "consume", counted)
         scorer.join()
-    assert polls.count(0.0) >= 5, "no polling while the model ran"
+    assert enough.is_set(), "no polling while the model ran"
     assert sources(rig) == expected(rig, 3)
     assert slow.batches == [3]
 

@@ -19,6 +19,8 @@ from modelcast.errors import ModelNotFoundError
 from modelcast.names import ModelVersion
 from modelcast.registry.image import identity_of
 
+from .control_rig import wait_until
+
 REPOSITORY = "repository-1"
 
 
@@ -364,8 +366,8 @@ def test_threads_that_lease_while_another_swaps_never_see_a_destroyed_version() 
     for number in range(2, 300):
         slot.swap(FakeServable(number))
         slot.reap()
+    wait_until(lambda: all(seen), "both to have had a turn")
     stop.set()
     for thread in threads:
         thread.join(60)
     assert not wrong
-    assert all(seen)

@@ -111,11 +111,11 @@ def test_a_client_that_asks_for_it_waits_for_what_stands_in_whatever_keeps_it_fr
     host.log.exchange()
     host.restart()
     with host.plane:
-        host.plane.wait_live(FRAUD, 10.0, patient=False)
+        host.plane.wait_live(FRAUD, 60.0, patient=False)
         assert isinstance(host.plane.fault, RepositoryNotFoundError)
         host.plane.subscribe(CHURN)
         with pytest.raises(RepositoryNotFoundError):
-            host.plane.wait_live(CHURN, 10.0, patient=False)
+            host.plane.wait_live(CHURN, 60.0, patient=False)
 
 
 def test_a_model_this_host_did_not_know_waits_for_the_registry(host: Host) -> None:

@@ -19,6 +19,8 @@ from modelcast.files.store import FileStore
 from modelcast.records import FileEntry
 from tests.s3_server import S3Server, s3_server
 
+from .control_rig import wait_until
+
 FILES = {"model.onnx": Random(1).randbytes(3_500), "tensors/0.bin": Random(2).randbytes(2_000_003)}
 
 
@@ -190,7 +192,7 @@ def test_a_store_that_was_closed_leaves_no_socket_and_no_thread_but_one(
             contents(own, (replace(entries[0], digest=digest.of_bytes(b"never")), *entries))
         with FileStore(store.url):
             pass  # never connected
-    assert connections(server) <= before
+    wait_until(lambda: connections(server) <= before, "its sockets to be closed, in the loop's own time")
     names = [thread.name for thread in threading.enumerate()]
     assert names.count("fsspecIO") == 1
     assert not any(thread.name.startswith("modelcast") for thread in set(threading.enumerate()) - threads)
