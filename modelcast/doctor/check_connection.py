@@ -32,6 +32,10 @@ _NEEDED_APIS: Final = {
     2: (2, "0.11", "find the end of the registry (ListOffsets)"),
 }
 _CONSUMER_PROTOCOL_API: Final = 68
+# Where what is wrong with a broker's certificate was told already.
+_ABOUT_CERTIFICATE: Final = frozenset({
+    Obstacle.EXPIRED, Obstacle.NOT_YET_VALID, Obstacle.UNTRUSTED, Obstacle.WRONG_HOST,
+})  # fmt: skip
 
 
 def check_connection(question: Question, sight: Sight) -> Iterator[Finding]:
@@ -85,7 +89,7 @@ def _softened(found: Finding, sight: Sight, others_answer: bool) -> Finding:
 
 
 def _certificate(contact: Contact) -> Iterator[Finding]:
-    if contact.certificate is None or contact.obstacle in (Obstacle.EXPIRED, Obstacle.NOT_YET_VALID):
+    if contact.certificate is None or contact.obstacle in _ABOUT_CERTIFICATE:
         return
     until_ms = contact.certificate.until_ms
     if contact.clock_ms is not None and _ends_soon(contact.certificate, contact.clock_ms):

@@ -28,7 +28,7 @@ from modelcast.dev.ports import LOOPBACK, free_ports
 from modelcast.doctor import contact, look
 from modelcast.doctor.check_connection import check_versions_of_brokers
 from modelcast.doctor.examine import findings
-from modelcast.doctor.findings import Finding
+from modelcast.doctor.findings import Finding, Level
 from modelcast.doctor.look import Looking
 from modelcast.doctor.sights import Question, Sight
 from modelcast.fleet.watch import StatusWatch
@@ -235,10 +235,10 @@ def looked(broker: Broker | Ill, prefix: str, *, ahead_ms: int = 0, listen_s: fl
 
 
 def test_a_clock_that_is_not_the_clusters(patient: Patient, broker: Broker) -> None:
-    (found,) = (one for one in looked(broker, patient.shell.prefix, ahead_ms=600_000) if one.check == "clock")
-    assert "the cluster's clock is 10 minutes behind ours" in found.message
-    (found,) = (one for one in looked(broker, patient.shell.prefix, ahead_ms=-7_200_000) if one.check == "clock")
-    assert "the cluster's clock is 2 hours ahead of ours" in found.message
+    (found,) = (one for one in looked(broker, patient.shell.prefix, ahead_ms=18_000_000) if one.check == "clock")
+    assert "the cluster's clock is 5 hours behind ours" in found.message
+    (found,) = (one for one in looked(broker, patient.shell.prefix, ahead_ms=-18_000_000) if one.check == "clock")
+    assert "the cluster's clock is 5 hours ahead of ours" in found.message
 
 
 def test_the_clock_of_an_instance_that_is_not_ours(
@@ -251,7 +251,7 @@ def test_the_clock_of_an_instance_that_is_not_ours(
     ):
 
         def speak() -> None:
-            at_ms = time.time_ns() // 1_000_000 - 60_000
+            at_ms = time.time_ns() // 1_000_000 - 18_000_000
             status = InstanceStatus("", "web-0", "web", 1, "scorer", "cpu", at_ms, {}, (), heartbeat_ms=600_000)
             writer.send(status_topic, key=b"web-0", value=codec.encode_status(status), partition=0)
             writer.flush(60)
@@ -265,7 +265,7 @@ def test_the_clock_of_an_instance_that_is_not_ours(
 
         monkeypatch.setattr(StatusWatch, "look", look_and_hear)
         found = [one for one in looked(broker, patient.shell.prefix, listen_s=60) if "web-0" in one.message]
-    assert ["the clock of instance 'web-0' is 60 s behind ours" in one.message for one in found] == [True]
+    assert ["the clock of instance 'web-0' is 5 hours behind ours" in one.message for one in found] == [True]
 
 
 @contextmanager
@@ -344,7 +344,8 @@ def ill(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ill]:
         "transaction.state.log.replication.factor": "3",
         "transaction.state.log.min.isr": "2",
         "message.max.bytes": "100000",
-        "min.insync.replicas": "2",
+        # On a busy machine heartbeats are late: a broker that is taken for lost leads nothing for a while.
+        "broker.session.timeout.ms": "30000",
     }
     broker = LocalBroker(tmp_path_factory.mktemp("ill"), port=port, die_with_parent=True, server_properties=settings)
     with broker:
@@ -360,12 +361,9 @@ def test_an_address_that_clients_are_told_and_can_not_reach(ill: Ill, prefix: st
 def test_a_broker_with_settings_that_let_nothing_work(ill: Ill, prefix: str) -> None:
     topics = Topics(prefix)
     with KafkaLog({"bootstrap.servers": ill.bootstrap_servers}) as log:
-        for spec in topics.specs(blob_partitions=1, replication_factor=1):
-            log.create(spec)
+        log.create(TopicSpec(topics.blobs, 1, 1, {"cleanup.policy": "compact", "min.insync.replicas": "2"}))
     found = looked(ill, prefix, chunk_bytes=525_312)
-    faults = {
-        (one.check, part) for one in found for part in ("no transaction can begin", topics.blobs) if part in one.message
-    }
-    assert ("broker-settings", "no transaction can begin") in faults
-    assert ("message-limit", topics.blobs) in faults
-    assert ("replicas", topics.blobs) in faults
+    faults = {one.check: one.message for one in found if one.level is Level.FAULT}
+    assert "no transaction can begin" in faults["broker-settings"]
+    assert f"topic {topics.blobs!r} takes no more than max.message.bytes=100000" in faults["message-limit"]
+    assert f"topic {topics.blobs!r} asks for min.insync.replicas=2 and has 1" in faults["replicas"]
