@@ -14,7 +14,7 @@ from pathlib import Path
 import modelcast.consumer.loader  # noqa: F401 - an application has imported what it uses
 from modelcast.consumer import ModelClient
 
-LONGEST_S = 60.0
+LONGEST_S = 240.0
 
 
 def main() -> None:

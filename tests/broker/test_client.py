@@ -24,7 +24,7 @@ from tests.unit.control_rig import wait_until
 from tests.unit.linear_model import linear_model
 
 ROWS = {"amount": [1.0, 2.0], "age": [10, 20]}
-LONGEST_S = 60.0
+LONGEST_S = 180.0
 
 
 class Repository:

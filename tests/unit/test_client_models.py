@@ -189,7 +189,7 @@ def test_a_client_that_must_not_be_stale_stops_and_goes_on_when_it_is_not(
     away = Away(repository)
     with ModelClient(
         connection=away, cache_dir=repository.folder / "cache", state_dir=repository.folder / "state", device="cpu",
-        max_stale_s=0.2, when_stale="stop",
+        max_stale_s=2.0, when_stale="stop",
     ) as client:  # fmt: skip
         fraud = client["fraud"]
         assert (client.is_stale, fraud.stale) == (False, None)
