@@ -167,6 +167,7 @@ class KafkaTransactionalBatchProducer(KafkaBatchProducer):
     def produce_batch(self, topic: str, partition: int, records: list[dict[str, Any]]) -> None:
         """As without a transaction."""
         self._records += len(records)
+        self._transactions.writes(topic)
         super().produce_batch(topic, partition, records)
 
     def send_offsets(

@@ -23,7 +23,7 @@ from modelcast.access.acl import Acl
 from modelcast.errors import BrokerError, FencedError, ModelcastError, OutcomeUnknownError, UsageError
 
 from .connection import serve
-from .faults import Faults, error_of
+from .faults import Faults, error_of, writing
 from .settings import LOGGER
 
 # The coordinator of a cluster just started loads for a second or two; ending a predecessor's transaction takes as long.
@@ -56,6 +56,7 @@ class Transactions:
         self._faults = faults
         self._id = transactional_id
         self._state = State.READY
+        self._written: set[str] = set()
         self._broken_by: ModelcastError | None = None
 
     @property
@@ -78,6 +79,11 @@ class Transactions:
         except KafkaException as error:
             raise self.failed(error_of(error), doing) from error
         self._state = State.OPEN
+        self._written.clear()
+
+    def writes(self, topic: str) -> None:
+        """Remembers what the open transaction writes to: a broker that refuses it does not say which topic."""
+        self._written.add(topic)
 
     def check_open(self) -> None:
         """Raises unless records may be added now."""
@@ -141,6 +147,8 @@ class Transactions:
 
     def failed(self, error: KafkaError, doing: str, needs: Acl | None = None) -> ModelcastError:
         """The error to raise for a failure of this producer, after putting its state right; see `Faults.explain`."""
+        if needs is None and len(self._written) == 1:
+            needs = writing(*self._written)
         if error.fatal() or error.code() in (KafkaError._FENCED, KafkaError._FATAL):
             return self._break(self._lost(error, doing, needs))
         explained = self._faults.explain(error, doing, needs)

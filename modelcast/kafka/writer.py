@@ -193,6 +193,7 @@ class KafkaTransactionalWriter(KafkaWriter):
     ) -> None:
         """As `KafkaWriter.send`, inside the open transaction."""
         self._transactions.check_open()
+        self._transactions.writes(topic)
         super().send(
             topic,
             key=key,

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
 
-from modelcast.access.acl import Operation
+from modelcast.access.acl import Operation, ResourceKind
 from modelcast.access.roles import Role
 from modelcast.access.tasks import Tasks, permissions
+from modelcast.config import Connection
+from modelcast.consumer import Scorer
+from modelcast.errors import AuthorizationError, ModelcastError
+from modelcast.kafka.acls import binding
 from modelcast.topics import Topics
 from tests.secured import SecuredBroker
-from tests.secured_roles import WORK, Stage, missing_acl, needed
+from tests.secured_roles import GOOD, LONGEST_S, MODEL, WORK, Stage, missing_acl, needed
+from tests.unit.control_rig import wait_until
 
 # What a role can do without, and says so: `tests/broker/test_secured.py`.
 NOT_NEEDED_TO_WORK = {(Role.CLIENT, "Write on topic 'status'")}
@@ -58,3 +64,82 @@ def test_f36_a_role_that_lacks_one_acl_is_told_which_and_the_line_that_adds_it(
 
 def _option(kind: str) -> str:
     return {"Topic": "topic", "Group": "group", "TransactionalId": "transactional-id"}[kind]
+
+
+class Running:
+    """A scorer on a thread, with a principal of its own."""
+
+    def __init__(self, stage: Stage) -> None:
+        self.stage = stage
+        self.who = stage.somebody(Role.SCORER)
+        self.events = stage.topic("events")
+        self.who = replace(self.who, tasks=replace(self.who.tasks, events=(self.events,)))
+        stage.allow(self.who, needed(Role.SCORER, self.who))
+        self.errors: list[ModelcastError] = []
+        self.scorer = Scorer(
+            MODEL,
+            self.events,
+            self.predictions,
+            dead_letters=self.who.tasks.dead_letters,
+            group=self.who.tasks.group,
+            cache_dir=self.who.folder / "cache",
+            state_dir=self.who.folder / "state",
+            connection=Connection.resolve(properties=self.who.client.properties, prefix=self.who.prefix),
+        )
+        self.thread = threading.Thread(target=self._run)
+        self.thread.start()
+
+    @property
+    def predictions(self) -> str:
+        return self.who.tasks.predictions[0]
+
+    def _run(self) -> None:
+        try:
+            self.scorer.run()
+        except ModelcastError as error:
+            self.errors.append(error)
+
+    def forbid(self, topic: str) -> None:
+        """Takes all ACLs on one topic away."""
+        mine = [acl for acl in needed(Role.SCORER, self.who) if acl.allows(ResourceKind.TOPIC, topic)]
+        self.stage.secured.forbid([binding(acl, self.who.client.principal) for acl in mine])
+
+    def score(self) -> None:
+        """Sends an event and waits for its prediction."""
+        (before,) = self.stage.log.end_offsets(self.predictions, committed=True).values()
+        self.stage.write(self.events, GOOD)
+        wait_until(
+            lambda: self.stage.log.end_offsets(self.predictions, committed=True)[0] > before,
+            "a prediction",
+            LONGEST_S,
+        )
+
+    def stop(self) -> None:
+        self.scorer.stop()
+        self.thread.join(LONGEST_S)
+
+
+@pytest.fixture
+def running(stage: Stage) -> Iterator[Running]:
+    made = Running(stage)
+    yield made
+    made.stop()
+
+
+def test_f36_a_scorer_that_may_no_longer_read_the_registry_scores_on(running: Running) -> None:
+    running.score()
+    for topic in (f"{running.who.prefix}.registry", f"{running.who.prefix}.blobs"):
+        running.forbid(topic)
+    running.score()
+    assert not running.errors
+    assert running.thread.is_alive()
+
+
+def test_f36_a_scorer_that_may_no_longer_write_predictions_ends_and_says_what_is_missing(running: Running) -> None:
+    running.score()
+    running.forbid(running.predictions)
+    running.stage.write(running.events, GOOD)
+    running.thread.join(LONGEST_S)
+    (error,) = running.errors
+    assert isinstance(error, AuthorizationError)
+    assert f"the ACL Write on topic '{running.predictions}' is missing" in error.message
