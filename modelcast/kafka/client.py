@@ -45,6 +45,8 @@ T = TypeVar("T")
 ADMIN_TIMEOUT_S: Final = 15.0
 # A topic just created is unknown to some brokers for a moment.
 CREATION_TIMEOUT_S: Final = 15.0
+# Each partition is a folder with files, on a disk that others keep busy.
+CREATION_S_PER_PARTITION: Final = 0.25
 _PAUSE_S: Final = 0.05
 
 _EARLIEST: Final[Any] = OffsetSpec.earliest()  # type: ignore[no-untyped-call]  # the library's own stubs lack it
@@ -253,7 +255,8 @@ class KafkaLog:
         return self._settled(ask, doing, Acl(ResourceKind.TOPIC, topic, Operation.READ))
 
     def _await_leaders(self, topic: str, partitions: int) -> None:
-        deadline = time.monotonic() + CREATION_TIMEOUT_S
+        patience_s = CREATION_TIMEOUT_S + partitions * CREATION_S_PER_PARTITION
+        deadline = time.monotonic() + patience_s
         while time.monotonic() < deadline:
             found = self._metadata().get(topic)
             if found is None:
@@ -263,10 +266,15 @@ class KafkaLog:
                 and len(found.partitions) == partitions
                 and all(partition.leader >= 0 for partition in found.partitions.values())
             ):
-                self.end_offsets(topic, committed=False)  # asks the leaders themselves
-                return
+                try:
+                    self.end_offsets(topic, committed=False)  # asks the leaders themselves
+                except BrokerError as error:  # of many partitions, some know of it later than one question waits
+                    if not error.retriable or time.monotonic() >= deadline:
+                        raise
+                else:
+                    return
             time.sleep(_PAUSE_S)
-        raise BrokerError(f"topic {topic!r} was created, but has no leaders after {CREATION_TIMEOUT_S:.0f} s")
+        raise BrokerError(f"topic {topic!r} was created, but has no leaders after {patience_s:.0f} s")
 
     def _settled(self, ask: Callable[[], T], doing: str, needs: Acl) -> T:
         """Asks again while leaders are being elected or a new topic is not known everywhere."""
