@@ -18,7 +18,7 @@ CONTAINER_TESTS ?= tests/broker
 FUZZ_CASES ?= 1000000
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test containers image faults reliability headline soak fuzz large gpu lint types check bench lock clean python-complete
+.PHONY: help demo test containers image faults reliability headline soak fuzz large gpu lint types check bench lock wheel audit clean python-complete
 
 help: ## Show the targets
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -75,6 +75,19 @@ lock: $(STAMP) ## Pin every dependency anew, with hashes
 	  --no-header --upgrade $(foreach e,$(EXTRAS),--extra $(e)) --group test --group lint pyproject.toml -o requirements/dev.txt
 	$(PY) -m uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 	  --no-header --upgrade --group pyproject.toml:fuzz -o requirements/fuzz.txt
+
+wheel: $(STAMP) ## The wheel, built twice from what is committed: the same bytes, or an error
+	rm -rf dist/first dist/second && mkdir -p dist/first dist/second
+	set -e; commit=$$(git rev-parse HEAD); SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct $$commit); \
+	export SOURCE_DATE_EPOCH; for n in first second; do git archive $$commit | tar -x -C dist/$$n; \
+	  $(PY) -m pip wheel --quiet --disable-pip-version-check --no-deps -w dist/$$n/wheel dist/$$n; done
+	cmp dist/first/wheel/*.whl dist/second/wheel/*.whl
+	mv dist/first/wheel/*.whl dist/ && rm -rf dist/first dist/second && sha256sum dist/*.whl
+
+audit: ## Known vulnerabilities of every pinned package; asks pypi.org
+	$(PYTHON) -m venv .audit
+	.audit/bin/python -m pip install --quiet --disable-pip-version-check pip-audit
+	.audit/bin/pip-audit --strict --disable-pip --progress-spinner off -r requirements/dev.txt -r requirements/fuzz.txt
 
 python-complete:
 	@$(PYTHON) .ci/check_python.py
