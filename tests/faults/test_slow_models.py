@@ -13,19 +13,20 @@ import pytest
 from confluent_kafka import Producer
 
 from modelcast.config import Connection
-from modelcast.dev.broker import LocalBroker
 from modelcast.publisher.session import RegistryWriter
 from modelcast.records import GRAPH_PATH
-from modelcast.testing.broker import local_broker
+from tests.brokers import Broker, running_broker
 from tests.reliability.figures import figure
 
 from .models import lazy_model, open_graph
 from .scorer_processes import ScoreProcess, Stage, wait_for
 
-MAX_POLL_S = 3.0
-RUN_S = 3 * MAX_POLL_S
+# Not shorter than a member of a busy machine may be without a beat of its heart.
+MAX_POLL_S = 6.0
+RUN_S = 1.5 * MAX_POLL_S
+SCORED_S = 240.0
 IMPATIENT = (
-    "-X", "session.timeout.ms=3000",
+    "-X", f"session.timeout.ms={MAX_POLL_S * 1000:.0f}",
     "-X", "heartbeat.interval.ms=500",
     "-X", f"max.poll.interval.ms={MAX_POLL_S * 1000:.0f}",
 )  # fmt: skip
@@ -38,14 +39,14 @@ GROWTH_MOST_KIB = 160 << 10
 
 
 @pytest.fixture(scope="module")
-def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalBroker]:
+def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
     settings = {"group.min.session.timeout.ms": "1000"}
-    with local_broker(tmp_path_factory.mktemp("impatient"), server_properties=settings) as running:
+    with running_broker(tmp_path_factory.mktemp("impatient"), server_properties=settings) as running:
         yield running
 
 
 @pytest.fixture
-def stage(broker: LocalBroker, prefix: str, tmp_path: Path) -> Stage:
+def stage(broker: Broker, prefix: str, tmp_path: Path) -> Stage:
     """One partition, and a model that takes as long as an event asks for."""
     stage = Stage(broker.bootstrap_servers, prefix, tmp_path, partitions=1)
     connection = Connection.resolve(stage.servers, prefix=stage.prefix)
@@ -57,11 +58,16 @@ def stage(broker: LocalBroker, prefix: str, tmp_path: Path) -> Stage:
 def turns_of(seconds: float, graph: Path) -> int:
     """What an event's amount has to be for the model to take that long."""
     session, tried = open_graph(graph), 50_000
-    started_s = time.monotonic()
-    session.run(None, {"x": np.array([[tried, 0]], np.float32)})
-    return int(tried * seconds / (time.monotonic() - started_s))
+
+    def once() -> float:
+        started_s = time.monotonic()
+        session.run(None, {"x": np.array([[tried, 0]], np.float32)})
+        return time.monotonic() - started_s
+
+    return int(tried * seconds / min(once() for _ in range(5)))
 
 
+@pytest.mark.timeout(3 * SCORED_S)
 def test_f32_a_model_slower_than_max_poll_interval_ms_is_not_evicted(stage: Stage) -> None:
     turns = turns_of(RUN_S, stage.folder / "lazy" / GRAPH_PATH)
     producer = Producer({"bootstrap.servers": stage.servers})
@@ -74,7 +80,7 @@ def test_f32_a_model_slower_than_max_poll_interval_ms_is_not_evicted(stage: Stag
                 producer.produce(stage.events, json.dumps({"amount": turns, "age": 0}), partition=0)
             assert producer.flush(60) == 0
             started_s = time.monotonic()
-            stage.await_scored(count)
+            stage.await_scored(count, SCORED_S)
             took_s = time.monotonic() - started_s
             figure(f"{count} events in {took_s:.1f} s, max.poll.interval.ms {MAX_POLL_S:g} s")
             assert took_s > MAX_POLL_S, "the model was too quick to tell"
@@ -84,6 +90,7 @@ def test_f32_a_model_slower_than_max_poll_interval_ms_is_not_evicted(stage: Stag
     assert stage.judge().is_whole
 
 
+@pytest.mark.timeout(3 * SCORED_S)
 def test_f32_what_waits_for_a_slow_model_is_lag_and_not_memory(stage: Stage) -> None:
     turns = turns_of(RUN_S, stage.folder / "lazy" / GRAPH_PATH)
     note = "x" * EVENT_BYTES
@@ -99,7 +106,7 @@ def test_f32_what_waits_for_a_slow_model_is_lag_and_not_memory(stage: Stage) -> 
             if number % 1_000 == 0:
                 producer.flush(60)
         assert producer.flush(60) == 0
-        wait_for(lambda: sum(stage.committed().values()) == count + 1, "the backlog to be scored", 240)
+        wait_for(lambda: sum(stage.committed().values()) == count + 1, "the backlog to be scored", SCORED_S)
         peak_kib = memory_kib(scorer, "VmHWM")
         assert scorer.end() == 0, scorer.last_words()
     lag = max(line["lag"] or 0 for line in scorer.lines if line["event"] == "progress")
