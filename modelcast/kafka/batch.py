@@ -41,7 +41,7 @@ class KafkaBatchProducer:
 
     def __init__(self, settings: Mapping[str, str], faults: Faults) -> None:
         self._faults = faults
-        self._deliveries = Deliveries()
+        self._deliveries = Deliveries(faults)
         self._producer = make_producer(
             {**self._client_settings(settings), "on_delivery": self._deliveries.told}, faults
         )
@@ -108,7 +108,7 @@ class KafkaBatchProducer:
                 f"a record of {size:,} bytes does not fit what the producer may hold",
                 hint="Raise --max-memory, or the property queue.buffering.max.kbytes.",
             )
-        self._producer.poll(_FULL_QUEUE_WAIT_S)
+        serve(self._producer, self._faults, _FULL_QUEUE_WAIT_S)
         return not len(self._producer)
 
     def settle(self, timeout_s: float) -> bool:
@@ -205,7 +205,7 @@ class KafkaTransactionalBatchProducer(KafkaBatchProducer):
             BrokerError: The transaction was aborted: rewind.
         """
         # The client waits for acknowledgements as part of the commit, but looks for them seldom.
-        await_acknowledged(self._producer, _ACKNOWLEDGED_WAIT_S)
+        await_acknowledged(self._producer, self._faults, _ACKNOWLEDGED_WAIT_S)
         try:
             self._transactions.commit()
             now_s = time.monotonic()

@@ -92,13 +92,13 @@ def leaderless(client: AdminClient | Producer | Consumer, topics: Collection[str
     )
 
 
-def serve(client: AdminClient | Producer | Consumer, faults: Faults) -> None:
+def serve(client: AdminClient | Producer | Consumer, faults: Faults, timeout_s: float = 0.0) -> None:
     """Runs waiting callbacks (deliveries, log lines, errors of the connection), which would pile up otherwise.
 
     Of a consumer only before it has an assignment. A client that is beyond help says so here too; `faults` keeps it.
     """
     try:
-        client.poll(0)
+        client.poll(timeout_s)
     except KafkaException as error:
         faults.on_error(error_of(error))
 

@@ -10,7 +10,9 @@ from collections.abc import Callable
 from threading import Lock
 from typing import Final
 
-from confluent_kafka import KafkaError, Message, Producer
+from confluent_kafka import KafkaError, KafkaException, Message, Producer
+
+from .faults import Faults, error_of
 
 # What an abort purged was not delivered on purpose.
 _PURGED: Final = frozenset({KafkaError._PURGE_QUEUE, KafkaError._PURGE_INFLIGHT})
@@ -28,7 +30,8 @@ Explain = Callable[[KafkaError, str, str | None], Exception]
 class Deliveries:
     """Thread-safe; the client calls `told` on whichever thread serves its callbacks."""
 
-    def __init__(self) -> None:
+    def __init__(self, faults: Faults) -> None:
+        self._faults = faults
         self._lock = Lock()
         self._count = 0
         self._first: tuple[KafkaError, str] | None = None
@@ -57,23 +60,31 @@ class Deliveries:
 
     def settle(self, producer: Producer, timeout_s: float, explain: Explain) -> bool:
         """Whether all is acknowledged within the time; raises what `explain` makes of a failure since the last time."""
-        await_acknowledged(producer, timeout_s)
+        await_acknowledged(producer, self._faults, timeout_s)
         failed, failure = self.forget()
         if failure is not None:
             error, topic = failure
             more = f" (and {failed - 1} more records)" if failed > 1 else ""
             raise explain(error, f"can't deliver to topic {topic!r}{more}", topic)
+        fatal = self._faults.fatal()
+        if fatal is not None:
+            raise explain(fatal, "can't deliver", None)
         return not len(producer)
 
 
-def await_acknowledged(producer: Producer, timeout_s: float) -> None:
+def await_acknowledged(producer: Producer, faults: Faults, timeout_s: float) -> None:
     """Waits, no longer than the time, until the producer has nothing under way.
 
     Where only failures are reported, nothing wakes the client's own `flush` when the last acknowledgement comes: it
-    looks every 10 ms, which would be most of an event's latency.
+    looks every 10 ms, which would be most of an event's latency. A client that is beyond help says so from `flush` too,
+    and `faults` keeps it.
     """
     started_s = now_s = time.monotonic()
     while len(producer) and now_s - started_s < timeout_s:
         step_s = _STEP_S if now_s - started_s < _QUICK_S else _LATER_STEP_S
-        producer.flush(min(step_s, timeout_s - (now_s - started_s)))
+        try:
+            producer.flush(min(step_s, timeout_s - (now_s - started_s)))
+        except KafkaException as error:
+            faults.on_error(error_of(error))
+            return
         now_s = time.monotonic()

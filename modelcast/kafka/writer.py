@@ -44,7 +44,7 @@ class KafkaWriter:
         self._faults = faults
         self._check_topic = check_topic
         self._checked: set[str] = set()
-        self._deliveries = Deliveries()
+        self._deliveries = Deliveries(faults)
         self._serve_at = 0.0
         merged = self._client_settings(settings)
         self._producer = make_producer({**merged, "on_delivery": self._deliveries.told}, faults)
@@ -97,7 +97,7 @@ class KafkaWriter:
                     **extra,
                 )
             except BufferError:
-                self._producer.poll(_FULL_QUEUE_WAIT_S)
+                serve(self._producer, self._faults, _FULL_QUEUE_WAIT_S)
             except KafkaException as error:
                 raise self._explain(error_of(error), f"can't send to topic {topic!r}", topic) from error
             else:

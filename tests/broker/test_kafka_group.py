@@ -448,6 +448,24 @@ def test_a_producer_whose_id_was_taken_is_fenced_and_its_successor_sees_the_comm
         assert values(read_to(reader, settled_ends(log, scores))) == [b"new"]
 
 
+@pytest.mark.parametrize("ask", ["settle", "flush", "commit"])
+def test_a_producer_beyond_help_says_so_in_words_of_ours_whatever_is_asked_of_it(log: KafkaLog, ask: str) -> None:
+    topic = fresh(log)
+    asked: dict[str, Callable[[Any], object]] = {
+        "settle": lambda producer: producer.settle(DEADLINE_S),
+        "flush": lambda producer: producer.flush(DEADLINE_S),
+        "commit": lambda producer: producer.commit(),
+    }
+    with closing(log.transactional_batch_producer(topic, timeout_ms=TRANSACTION_TIMEOUT_MS)) as old:
+        old.begin()
+        old.produce_batch(topic, 0, [{"key": None, "value": b"first"}])
+        old.settle(DEADLINE_S)
+        with closing(log.transactional_batch_producer(topic, timeout_ms=TRANSACTION_TIMEOUT_MS)):
+            old.produce_batch(topic, 0, [{"key": None, "value": b"late"}])
+            with pytest.raises(FencedError):
+                asked[ask](old)
+
+
 def test_a_topic_is_there_for_everybody_once_create_returned(broker: Broker, log: KafkaLog) -> None:
     topic = f"{fresh(log)}-many"
     assert log.create(TopicSpec(topic, 12))
