@@ -84,7 +84,7 @@ wheel: $(STAMP) ## The wheel, built twice from what is committed: the same bytes
 	cmp dist/first/wheel/*.whl dist/second/wheel/*.whl
 	mv dist/first/wheel/*.whl dist/ && rm -rf dist/first dist/second && sha256sum dist/*.whl
 
-audit: ## Known vulnerabilities of every pinned package; asks pypi.org
+audit: ## Known vulnerabilities of every pinned package; asks the package index
 	$(PYTHON) -m venv .audit
 	.audit/bin/python -m pip install --quiet --disable-pip-version-check pip-audit
 	.audit/bin/pip-audit --strict --disable-pip --progress-spinner off -r requirements/dev.txt -r requirements/fuzz.txt
