@@ -25,7 +25,9 @@ from modelcast.errors import BrokerError
 from modelcast.kafka import KafkaLog
 from modelcast.kafka.acls import add_acls, binding
 from modelcast.log import BEGINNING, LogRecord, TopicSpec
+from modelcast.publisher.leftovers import Leftovers
 from modelcast.publisher.session import RegistryWriter
+from modelcast.publisher.upload import CHUNK_BYTES
 from modelcast.registry.repository import init
 from modelcast.scan import scan
 from modelcast.testing.broker import unique_name
@@ -198,7 +200,20 @@ def needed(role: Role, who: Somebody) -> tuple[Acl, ...]:
     return permissions([role], who.tasks, Topics(who.prefix))
 
 
+def break_off_an_upload(who: Somebody, stage: Stage) -> None:
+    """Leaves what an upload that was broken off leaves: a mark on the host, and chunks behind it."""
+    topics = Topics(who.prefix)
+    identity = init(stage.log, topics, blob_partitions=1).repository.uuid
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MODELCAST_STATE_DIR", str(who.folder / "state"))
+        Leftovers(stage.log, topics, MODEL, identity, CHUNK_BYTES).find(who.folder, (), {0})
+    with closing(stage.log.writer()) as writer:
+        writer.send(topics.blobs, key=b"a chunk", value=b"of somebody's", partition=0)
+        writer.flush(LONGEST_S)
+
+
 def published(who: Somebody, stage: Stage) -> Ended:
+    break_off_an_upload(who, stage)
     # Of other content than all before: what is there already is neither looked for nor uploaded.
     source = write_model(who.folder / "model.onnx", bias=float(next(_biases)))
     return who.commands(
