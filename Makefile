@@ -35,7 +35,7 @@ containers: $(STAMP) ## The broker tests on Kafka containers (a Docker engine, K
 image: $(STAMP) ## An image of Kafka from what is on this machine, where the official one can't be pulled
 	$(PY) docker/kafka_image.py
 
-faults: $(STAMP) ## Publishers, scorers and brokers really killed (under 8 minutes)
+faults: $(STAMP) ## Publishers, scorers and brokers really killed (some 10 minutes)
 	$(PY) -m pytest tests/faults -n 2 --dist loadfile
 
 reliability: $(STAMP) ## Every promise's tests, and docs/RELIABILITY.md from what they told (some 10 minutes; ROWS="27 28")

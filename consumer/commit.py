@@ -175,6 +175,11 @@ class Committer(ABC):
         return self._state.totals
 
     @property
+    def is_gathering(self) -> bool:
+        """Whether what is scored now has to wait in any case."""
+        return False
+
+    @property
     def retry_delay_s(self) -> float:
         """How long to wait before `resume`: nothing after a first failure, which a rebalance explains."""
         failures = self._state.failures
@@ -389,6 +394,11 @@ class TransactionalCommitter(Committer):
         super().__init__(destination, clock=clock)
         self._open_producer = open_producer
         self._producer: TransactionalBatchProducer | None = None
+
+    @property
+    def is_gathering(self) -> bool:
+        """True while a transaction is under way: the next one begins after it."""
+        return not self._is_idle
 
     def _open(self) -> None:
         self._producer = self._open_producer()

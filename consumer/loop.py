@@ -54,6 +54,10 @@ REVOKE_DRAIN_S = 20.0
 CLOSE_DRAIN_S = 30.0
 # Offsets of acknowledged records are committed this often (at-least-once): what a kill repeats, beside batches.
 ACKNOWLEDGED_COMMIT_S = 0.5
+# A batch of few costs as much as one of some hundred: while those before it are still being committed, so long is
+# waited for more. Not where events come one by one, slower than they are scored.
+GATHER_S = 0.002
+GATHERED_EVENTS = 256
 # Asking for the group's metadata takes the client 0.1 ms. An older answer is safe: if the group moved on since, the
 # broker refuses what is committed with it; only a fresher one than the batch would let through what is another's.
 METADATA_MAX_AGE_S = 0.1
@@ -105,6 +109,7 @@ class ScoringLoop:
         end: EndOfTopic | None = None,
         sizer: BatchSizer | None = None,
         clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self._topic = topic
         self._partitions = range(partitions)
@@ -117,6 +122,7 @@ class ScoringLoop:
         self._end = end
         self._sizer = sizer or BatchSizer()
         self._clock = clock
+        self._sleep = sleep
         self._assignment = Assignment(self._consumer)
         self._fences: deque[float] = deque(maxlen=FENCES_MAX)
         self._fence: FencedError | None = None
@@ -289,6 +295,9 @@ class ScoringLoop:
             return messages
         epoch = self._assignment.epoch
         messages += self._consume(self._sizer.limit - 1, 0)
+        if 1 < len(messages) < min(GATHERED_EVENTS, self._sizer.limit) and self._committer.is_gathering:
+            self._sleep(GATHER_S)
+            messages += self._consume(self._sizer.limit - len(messages), 0)
         if self._assignment.epoch != epoch:
             # The first event was taken under an assignment that is over; the others may have come after.
             self._assignment.consumed(EventBatch.of(messages))

@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
+from modelcast.consumer.batches import BatchSizer
 from modelcast.consumer.commit import ScoredBatch
+from modelcast.consumer.loop import GATHER_S
 from modelcast.group import GroupMetadata
 from modelcast.testing.group import CommitFault, MemoryGroupConsumer, MemoryTransactionalProducer
 
@@ -147,6 +149,28 @@ def test_on_loss_what_waits_is_dropped_and_never_begun(monkeypatch: pytest.Monke
         assert begun_at_loss[0] == begun, "a batch of a lost assignment was sent to the broker"
         wait_until(lambda: len(rig.predictions()) == 50, "all predictions, after it came back")
     assert sources(rig) == [(0, offset) for offset in range(50)]
+
+
+def test_few_events_wait_for_more_while_a_transaction_is_under_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    rig = Rig()
+    rig.send(range(5))
+    gate = Gate(monkeypatch)
+    more = iter([2])  # come while the first batch is scored
+    waited_s: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        waited_s.append(seconds)
+        rig.send(range(3))
+
+    servable = FunctionServable(1, before=lambda: rig.send(range(next(more, 0))))
+    scorer = RunningScorer(rig, live=servable, sizer=BatchSizer())
+    scorer.loop._sleep = sleep
+    with scorer:
+        wait_until(lambda: servable.batches[1:], "a batch behind the one being committed")
+        gate.open()
+        wait_until(lambda: len(rig.predictions()) == 10, "all predictions")
+    assert waited_s == [GATHER_S]
+    assert servable.batches == [5, 5]
 
 
 @pytest.mark.parametrize("fault", [CommitFault.REPLY_LOST_COMMITTED, CommitFault.REPLY_LOST_ABORTED])
