@@ -18,6 +18,7 @@ from __future__ import annotations
 import io
 import math
 import struct
+import sys
 import tokenize
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -241,4 +242,10 @@ def _read_array(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> Array:
     if len(data) - header.tell() != size:
         raise IntegrityError(f"{entry.filename!r} declares {size} bytes and has {len(data) - header.tell()}")
     array = np.frombuffer(data, dtype, offset=header.tell()).reshape(shape)
-    return array.astype(object) if dtype.kind == "U" else array
+    if dtype.kind != "U":
+        return array
+    points = np.frombuffer(data, np.dtype(np.uint32).newbyteorder(dtype.byteorder), offset=header.tell())
+    # What Python makes a SystemError of, and halves of characters, which no runtime takes.
+    if ((points > sys.maxunicode) | ((points >= 0xD800) & (points <= 0xDFFF))).any():
+        raise IntegrityError(f"{entry.filename!r} holds what is no text")
+    return array.astype(object)

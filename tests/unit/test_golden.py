@@ -99,6 +99,8 @@ def test_a_missing_file_is_an_integrity_error(tmp_path: Path) -> None:
         ({"inputs/a.npy": member(np.arange(2)) + b"!"}, "declares 16 bytes and has 17"),
         ({"inputs/a.npy": member(np.array(["1", 2], dtype=object))}, "object"),
         ({"inputs/a.npy": member(np.array([1j]))}, "complex128"),
+        ({"inputs/a.npy": member(np.array(["x"])).replace(b"x\0\0\0", b"\0\0\x11\0")}, "no text"),
+        ({"inputs/a.npy": member(np.array(["x"], ">U1")).replace(b"\0\0\0x", b"\0\0\xd8\0")}, "no text"),
         ({"inputs/a.npy": b"not an array"}, "magic"),
         ({"inputs/a.npy": headed(b"{'descr': (")}, "multi-line"),
         ({"inputs/a.npy": headed(b"-" * 9_000 + b"1")}, "large"),
