@@ -235,7 +235,10 @@ def _read_array(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> Array:
     header = io.BytesIO(data)
     if np.lib.format.read_magic(header) != (1, 0):
         raise IntegrityError(f"{entry.filename!r} is of an unknown .npy version")
-    shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(header, max_header_size=MAX_HEADER_BYTES)
+    try:
+        shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(header, max_header_size=MAX_HEADER_BYTES)
+    except Exception as error:  # numpy has Python evaluate a literal: what a hostile one raises is anybody's guess
+        raise IntegrityError(f"the header of {entry.filename!r} is no .npy header: {error}") from error
     if dtype.kind not in _KINDS_ALLOWED or fortran_order:
         raise IntegrityError(f"{entry.filename!r} holds {dtype}, which no example does")
     size = math.prod(shape) * dtype.itemsize

@@ -104,6 +104,7 @@ def test_a_missing_file_is_an_integrity_error(tmp_path: Path) -> None:
         ({"inputs/a.npy": b"not an array"}, "magic"),
         ({"inputs/a.npy": headed(b"{'descr': (")}, "multi-line"),
         ({"inputs/a.npy": headed(b"-" * 9_000 + b"1")}, "large"),
+        ({"inputs/a.npy": headed(b"{'descr': '<U4', 'fortran_order': False, 'shape': ({[]: 1},), }")}, "unhashable"),
         ({"inputs/a.npy": member(np.arange(2)).replace(b"(2,), }        ", b"(99999999999,), }")}, "declares 7999"),
     ],
 )
