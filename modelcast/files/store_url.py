@@ -142,12 +142,12 @@ def _check_secrets(text: str) -> None:
     scheme, colon, path = place.partition(":")
     if "@" in path.removeprefix("//").split("/")[0]:
         raise UsageError(
-            f"the URL of a store holds a user or password ({scheme}{colon}//…@…)",
+            f"the URL of a store holds a user or password ({scheme[:MAX_URL_CHARS]}{colon}//…@…)",
             hint="Leave it out: credentials come from the environment, as AWS_ACCESS_KEY_ID for s3.",
         )
     if rest:
         raise UsageError(
-            f"the URL of a store holds a query or fragment ({place}?…)",
+            f"the URL of a store holds a query or fragment ({place[:MAX_URL_CHARS]}?…)",
             hint="Leave it out: what follows may be a secret, and everyone who reads the registry would see it.",
         )
 

@@ -21,7 +21,7 @@ from tests.fault_proxy import Api, FaultProxy, Way, proxied_broker
 from tests.machine import Stopwatch
 from tests.reliability.figures import figure
 
-from .scorer_processes import Stage, wait_for
+from .scorer_processes import BROKER_BACK_S, Stage, wait_for
 
 # A transaction that nobody ends would stay open for longer than any test waits: what ends it is what is tested.
 LASTING: Mapping[str, object] = {"modelcast.consumer.scorer:TRANSACTION_TIMEOUT_MS": 300_000}
@@ -31,8 +31,6 @@ PATIENT: Mapping[str, object] = {**LASTING, "modelcast.kafka.batch:OFFSETS_TIMEO
 DOUBT_S = 3.0
 IMPATIENT: Mapping[str, object] = {"modelcast.kafka.transaction:COMMIT_TIMEOUT_S": DOUBT_S}
 
-# A commit without an answer is waited for 30 s, and so is the transactional id of a broker that starts.
-BROKER_BACK_S = 90.0
 PLACES = [
     (Api.ADD_OFFSETS_TO_TXN, Way.REQUEST),
     (Api.TXN_OFFSET_COMMIT, Way.REQUEST),

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from modelcast.errors import ConfigError, StoreNotAllowedError, UsageError
-from modelcast.files.store_url import NO_STORES, Stores, StoreUrl
+from modelcast.files.store_url import MAX_URL_CHARS, NO_STORES, Stores, StoreUrl
 from modelcast.names import ModelVersion
 
 FRAUD = ModelVersion("fraud", 3)
@@ -95,6 +95,13 @@ def test_credentials_in_a_url_are_refused_and_never_shown(text: str) -> None:
         StoreUrl.parse(text)
     assert "secret" not in str(refused.value).replace("may be a secret", "")
     assert "Leave it out" in str(refused.value)
+
+
+def test_a_refusal_is_for_people_however_long_the_url() -> None:
+    for text in ("s3://bucket/" + "x" * 100_000 + "?y", "x" * 100_000 + "://a@b"):
+        with pytest.raises(UsageError) as refused:
+            StoreUrl.parse(text)
+        assert len(refused.value.message) < 2 * MAX_URL_CHARS
 
 
 @given(URLS)
