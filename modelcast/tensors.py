@@ -197,6 +197,8 @@ def from_bytes(data: bytes, spec: FieldSpec) -> Array:
 
 def from_base64(text: str | bytes) -> bytes | None:
     """What base64 text (RFC 4648, section 4: padded, no line breaks) stands for; None if it is no such text."""
+    if len(text) % 4 or text[-3:] in ("===", b"==="):  # too much padding, which Python's strict mode lets pass
+        return None
     try:
         return binascii.a2b_base64(text, strict_mode=True)
     except ValueError:  # of binascii, or of a text that is not ASCII

@@ -179,8 +179,10 @@ def test_events_wait_for_a_first_release_and_a_second_one_swaps_without_a_stop(s
     stream.publish(0.5, release=False)
     scorer, reports = stream.scorer()
     with Running(scorer) as running:
-        wait_until(heard(reports, Waiting), "the scorer to wait")
-        assert any("has no release" in report.reason for report in reports if isinstance(report, Waiting))
+        wait_until(
+            lambda: any("has no release" in report.reason for report in reports if isinstance(report, Waiting)),
+            "the scorer to say what it waits for",
+        )
         stream.publish(1.5)
         wait_until(heard(reports, WentLive), "a version to go live")
         wait_until(lambda: scorer.stats.events == 10, "the events that waited")

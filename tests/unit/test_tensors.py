@@ -132,6 +132,12 @@ def test_no_rows_are_no_rows() -> None:
     assert from_base64("") == b""
 
 
+@pytest.mark.parametrize("text", ["AAAA=", "AAAA====", "A===", "AAA", "AA=A", "AAAA\n", "é==="])
+def test_text_padded_otherwise_than_base64_is_none(text: str) -> None:
+    assert from_base64(text) is None
+    assert from_base64(text.encode()) is None
+
+
 KINDS = ["bytes", "fixed", "string", "array of int", "array of long", "array of float", "array of double"]
 
 
