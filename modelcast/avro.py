@@ -110,6 +110,10 @@ class Schema:
         """
         import fastavro
 
+        if self._is_endless:
+            raise WireError(
+                "its schema has arrays of items without bytes: a few bytes may stand for any number of them"
+            )
         buffer = io.BytesIO(data)
         buffer.seek(start)
         try:
@@ -119,6 +123,39 @@ class Schema:
         if buffer.tell() != len(data):
             raise WireError(f"{len(data) - buffer.tell()} bytes stand behind the datum")
         return datum
+
+    @cached_property
+    def _is_endless(self) -> bool:
+        """Whether a datum of few bytes may be larger than any memory: an array's items, counted, may take no bytes."""
+        named: dict[str, Any] = {}
+        arrays: list[Any] = []
+
+        def walk(part: Any) -> None:
+            if isinstance(part, list):
+                for branch in part:
+                    walk(branch)
+            elif isinstance(part, dict):
+                named.setdefault(part.get("name", ""), part)
+                if part["type"] == "array":
+                    arrays.append(part["items"])
+                own = part["type"] if isinstance(part["type"], (dict, list)) else None
+                for inner in (own, part.get("items"), part.get("values"), *(f["type"] for f in part.get("fields", ()))):
+                    walk(inner)
+
+        def is_empty(part: Any, within: frozenset[str]) -> bool:
+            if isinstance(part, str):
+                return part == "null" or (part in named and part not in within and is_empty(named[part], within))
+            if not isinstance(part, dict):
+                return False  # a union has an index
+            if part["type"] in ("record", "error"):
+                inside = within | {part["name"]}
+                return all(is_empty(field["type"], inside) for field in part["fields"])
+            if isinstance(part["type"], (dict, list)):
+                return is_empty(part["type"], within)
+            return bool(part["type"] == "null" or (part["type"] == "fixed" and part["size"] == 0))
+
+        walk(self.parsed)
+        return any(is_empty(items, frozenset()) for items in arrays)
 
     def _write(self, buffer: io.BytesIO, datum: Any) -> None:
         import fastavro

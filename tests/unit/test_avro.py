@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -104,3 +105,16 @@ def test_a_schema_without_a_bottom_is_refused_as_any_other() -> None:
     text = '{"type":"array","items":' * 5000 + '"long"' + "}" * 5000
     with pytest.raises(SourceError, match="not an Avro schema"):
         avro.Schema.parse(text)
+
+
+@pytest.mark.parametrize(
+    "items",
+    ["null", {"type": "fixed", "name": "Nothing", "size": 0}, {"type": "record", "name": "Empty", "fields": []}],
+)
+def test_items_without_bytes_are_not_counted_out(items: object) -> None:
+    array = {"type": "array", "items": items}
+    schema = avro.Schema.parse(
+        json.dumps({"type": "record", "name": "R", "fields": [{"name": "a", "type": ["null", array]}]})
+    )
+    with pytest.raises(WireError, match="without bytes"):
+        schema.decode(b"\2\xfe\xff\xff\xff\xff\xff\xff\x01\0")
