@@ -183,10 +183,17 @@ def test_scorers_of_a_group_share_the_partitions_across_joins_and_leaves() -> No
     rig = Rig(partitions=4)
     for partition in range(4):
         rig.send(range(300), partition=partition)
-    with RunningScorer(rig, live=FunctionServable(1), end=rig.end(), sizer=BatchSizer(events_max=5)) as first:
+    hurry = threading.Event()  # until both have scored, the first must not score all by itself
+
+    def scorer() -> RunningScorer:
+        paced = FunctionServable(1, before=lambda: hurry.wait(0.05))
+        return RunningScorer(rig, live=paced, end=rig.end(), sizer=BatchSizer(events_max=5))
+
+    with scorer() as first:
         wait_until(lambda: first.committer.totals.events > 50, "the first scorer's commits")
-        with RunningScorer(rig, live=FunctionServable(1), end=rig.end(), sizer=BatchSizer(events_max=5)) as second:
+        with scorer() as second:
             wait_until(lambda: second.committer.totals.events > 50, "the second scorer's commits")
+            hurry.set()
         first.join()
     assert (first.error, second.error) == (None, None)
     assert sources(rig) == [pair for partition in range(4) for pair in expected(rig, 300, partition=partition)]
