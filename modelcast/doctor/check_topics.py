@@ -65,22 +65,15 @@ def _policies(question: Question, topics: Topics, visible: Mapping[str, Mapping[
                 f"topic {name!r} has {setting}={visible[name].get(setting)}: models would be deleted by their age",
                 set_topic(question, name, f"{setting}={value}"),
             )
-    for name in question.outputs:
+    lost = [(name, fault, "of predictions with one key, only the last would be kept") for name in question.outputs]
+    lost += [(name, warning, "a later event of a key may replace one not scored yet") for name in question.events]
+    for name, finding, what in lost:
         policy = visible.get(name, {}).get("cleanup.policy", "delete")
         if "compact" in policy:
             wrong = True
-            yield fault(
+            yield finding(
                 "cleanup-policy",
-                f"topic {name!r} has cleanup.policy={policy}: of predictions with one key, only the last would be kept",
-                set_topic(question, name, "cleanup.policy=delete"),
-            )
-    for name in question.events:
-        policy = visible.get(name, {}).get("cleanup.policy", "delete")
-        if "compact" in policy:
-            wrong = True
-            yield warning(
-                "cleanup-policy",
-                f"topic {name!r} has cleanup.policy={policy}: a later event of a key may replace one not scored yet",
+                f"topic {name!r} has cleanup.policy={policy}: {what}",
                 set_topic(question, name, "cleanup.policy=delete"),
             )
     if visible and not wrong:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
+import onnx
 import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
@@ -16,7 +19,14 @@ HIDDEN = 32
 
 def wavy_model(directory: Path, seed: int) -> PreparedModel:
     """A small network (2 inputs, 32 hidden, tanh): no two seeds, and hardly two ways to add up, give the same score."""
-    chance = np.random.default_rng(seed)
+    nodes, weights = network(np.random.default_rng(seed), output="score")
+    return prepared(directory, nodes, tensors(weights), _own_scores, name="faults")
+
+
+def network(
+    chance: np.random.Generator, *, output: str
+) -> tuple[list[onnx.NodeProto], dict[str, npt.NDArray[np.float64]]]:
+    """The nodes of a small network from `x` [N, 2] to `output` [N], and its weights by name."""
     weights = {
         "w1": chance.normal(0, 0.05, (2, HIDDEN)),
         "b1": chance.normal(0, 1, HIDDEN),
@@ -26,11 +36,16 @@ def wavy_model(directory: Path, seed: int) -> PreparedModel:
         helper.make_node("Gemm", ["x", "w1", "b1"], ["h"]),
         helper.make_node("Tanh", ["h"], ["t"]),
         helper.make_node("MatMul", ["t", "w2"], ["column"]),
-        helper.make_node("Squeeze", ["column", "axis"], ["score"]),
+        helper.make_node("Squeeze", ["column", "axis"], [output]),
     ]
+    return nodes, weights
+
+
+def tensors(weights: Mapping[str, npt.NDArray[np.float64]]) -> list[onnx.TensorProto]:
+    """The initializers of a `network`."""
     initializers = [numpy_helper.from_array(value.astype(np.float32), name) for name, value in weights.items()]
     initializers.append(numpy_helper.from_array(np.array([1], np.int64), "axis"))
-    return prepared(directory, nodes, initializers, _own_scores, name="faults")
+    return initializers
 
 
 def lazy_model(directory: Path) -> PreparedModel:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 
 from modelcast.publisher.prepare import PreparedModel
+from tests.faults.models import network, tensors
 from tests.unit.linear_model import IR_VERSION, OPSET, Floats, prepared
 
-HIDDEN = 32
 # 1.2 MB: three chunks.
 BALLAST_NUMBERS = 300_000
 
@@ -43,28 +44,16 @@ def open_graph(path: Path) -> onnxruntime.InferenceSession:
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
-def _parts(seed: int, *, heavy: bool) -> tuple[list[object], list[object]]:
+def _parts(seed: int, *, heavy: bool) -> tuple[list[onnx.NodeProto], list[onnx.TensorProto]]:
     chance = np.random.default_rng(seed)
-    weights = {
-        "w1": chance.normal(0, 0.05, (2, HIDDEN)),
-        "b1": chance.normal(0, 1, HIDDEN),
-        "w2": chance.normal(0, 1, (HIDDEN, 1)),
-    }
-    nodes = [
-        helper.make_node("Gemm", ["x", "w1", "b1"], ["h"]),
-        helper.make_node("Tanh", ["h"], ["t"]),
-        helper.make_node("MatMul", ["t", "w2"], ["column"]),
-        helper.make_node("Squeeze", ["column", "axis"], ["narrow" if heavy else "score"]),
-    ]
+    nodes, weights = network(chance, output="narrow" if heavy else "score")
     if heavy:
         weights["ballast"] = chance.random(BALLAST_NUMBERS)
         nodes += [
             helper.make_node("ReduceMax", ["ballast"], ["most"], keepdims=0),
             helper.make_node("Add", ["narrow", "most"], ["score"]),
         ]
-    initializers = [numpy_helper.from_array(value.astype(np.float32), name) for name, value in weights.items()]
-    initializers.append(numpy_helper.from_array(np.array([1], np.int64), "axis"))
-    return nodes, initializers
+    return nodes, tensors(weights)
 
 
 def _own_scores(path: Path, x: Floats) -> Floats:
