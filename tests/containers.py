@@ -19,7 +19,8 @@ from docker.errors import APIError
 from docker.models.containers import Container
 from testcontainers.core.container import DockerContainer
 
-from modelcast.dev.broker import STOP_TIMEOUT_S, new_cluster_id, relevant_lines
+from modelcast.dev.broker import STOP_TIMEOUT_S, new_cluster_id
+from modelcast.dev.broker_log import relevant_lines
 from modelcast.dev.ports import LOOPBACK, free_ports
 from modelcast.dev.settings import ONE_NODE, STARTED_LINE
 from modelcast.errors import BrokerError, UsageError

@@ -4,6 +4,7 @@
   broker on the expected port is silently given that one's data.
 - Its data stays in its folder across `stop`, `kill` and `restart`, and so does its port.
 - It is ready when it has logged that every listener accepts requests, and the port answers.
+- What a killed one left behind is shut out before it is started again (`fencing`).
 - After the first clean stop on Java 25 or later an ahead-of-time cache of loaded classes is kept beside the jars, and
   later starts, of any broker, take half the time.
 
@@ -27,12 +28,14 @@ from typing import Self
 from modelcast.errors import BrokerError, UsageError
 
 from . import aot
+from .broker_log import read_from, relevant_lines
+from .fencing import fence
 from .folders import kafka_cache_dir
 from .jars import Progress, kafka_jars
 from .java import Java, find_java
 from .ports import LOOPBACK, answers, free_ports, is_free
 from .process import POLL_INTERVAL_S, Process, spawn
-from .settings import STARTED_LINE, log4j_properties, server_properties
+from .settings import STARTED_LINE, log4j_properties, lone_controller_properties, server_properties
 
 DEFAULT_HEAP_MB = 512  # 160 MB resident in ordinary use; less makes fetches of large models collect garbage
 START_TIMEOUT_S = 180.0  # 1.5 s on an idle machine, over a minute on one shared by many; one that fails is told at once
@@ -40,9 +43,9 @@ STOP_TIMEOUT_S = 60.0  # a controlled shutdown takes 0.5 s; writing the ahead-of
 KILL_TIMEOUT_S = 60.0  # the kernel needs milliseconds, unless it writes a core or waits for a disk
 FORMAT_TIMEOUT_S = 180.0
 PORT_TRIES = 3  # between drawing a port and listening on it, somebody else may take it
-LOG_TAIL_LINES = 15  # in an error message: what fits a terminal
 
 _ADDRESS_IN_USE = "Address already in use"
+_CLEAN_END_FILE = ".kafka_cleanshutdown"  # among a broker's data, from its end in order to its next start
 _JVM_CRASHED = "A fatal error has been detected by the Java Runtime Environment"
 # They would change the flags the broker is started with.
 _JAVA_VARIABLES = frozenset(
@@ -213,8 +216,11 @@ class LocalBroker:
         use_classes = [f"-XX:AOTCache={classes}"] if classes is not None and classes.exists() else []
         record_classes = aot.recording_flags(classes, self.data_dir) if classes is not None and not use_classes else []
         program = [*self._jvm_flags(), "-cp", os.pathsep.join(map(str, jars))]
+        command = [str(java.path), *use_classes, *program]
         if not self._has_data():
-            self._format([str(java.path), *use_classes, *program], config)
+            self._format(command, config)
+        elif self._was_killed() and self._cluster_id is None:
+            self._fence(command, controller_port)
         seen_bytes = self.log_path.stat().st_size if self.log_path.exists() else 0
         process = spawn(
             [str(java.path), *use_classes, *record_classes, *program, "kafka.Kafka", str(config)],
@@ -229,7 +235,7 @@ class LocalBroker:
             self._await_ready(process, seen_bytes)
         except BaseException:
             self.kill()
-            if classes is not None and _JVM_CRASHED in _read_from(self.log_path, seen_bytes):
+            if classes is not None and _JVM_CRASHED in read_from(self.log_path, seen_bytes):
                 classes.unlink(missing_ok=True)  # the one part of the class path no digest vouches for
             raise
 
@@ -237,7 +243,7 @@ class LocalBroker:
         deadline = time.monotonic() + START_TIMEOUT_S
         while True:
             alive = process.alive()  # asked before the log is read: what a process wrote before its end is then read
-            said = _read_from(self.log_path, seen_bytes)
+            said = read_from(self.log_path, seen_bytes)
             if STARTED_LINE in said and answers(self.port):
                 return
             if not alive:
@@ -271,6 +277,22 @@ class LocalBroker:
 
     def _has_data(self) -> bool:
         return (self._kafka_dir / "meta.properties").exists()
+
+    def _was_killed(self) -> bool:
+        return not (self._kafka_dir / _CLEAN_END_FILE).exists()
+
+    def _fence(self, command: list[str], controller_port: int) -> None:
+        config = self.data_dir / "controller.properties"
+        config.write_text(
+            lone_controller_properties(self._kafka_dir, self.port, controller_port, self._overrides), encoding="utf-8"
+        )
+        fence(
+            [*command, "kafka.Kafka", str(config)],
+            kafka_dir=self._kafka_dir,
+            log_path=self.log_path,
+            env=_environment(),
+            die_with_parent=self._die_with_parent,
+        )
 
     def _jvm_flags(self) -> list[str]:
         flags = ["-Xms64m", f"-Xmx{self._heap_mb}m", "-XX:+UseSerialGC", "-XX:-UsePerfData"]
@@ -323,18 +345,6 @@ def _environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name not in _JAVA_VARIABLES}
 
 
-def _read_from(path: Path, offset_bytes: int) -> str:
-    try:
-        with path.open("rb") as file:
-            if file.seek(0, os.SEEK_END) >= offset_bytes:  # less: the log was rolled meanwhile
-                file.seek(offset_bytes)
-            else:
-                file.seek(0)
-            return file.read().decode("utf-8", "replace")
-    except FileNotFoundError:
-        return ""
-
-
 class _PortTakenError(BrokerError):
     """Somebody else listens on the port that was drawn."""
 
@@ -352,10 +362,3 @@ def end(process: Process) -> bool:
     process.send(signal.SIGKILL)
     process.wait(KILL_TIMEOUT_S)
     return False
-
-
-def relevant_lines(log: str) -> str:
-    """Returns the lines of a log that say what went wrong: its errors if it has any, else its end; no stack frames."""
-    lines = [line for line in log.splitlines() if line.strip() and not line.lstrip().startswith(("at ", "... "))]
-    errors = [line for line in lines if " ERROR " in line or " FATAL " in line or "Exception" in line]
-    return "\n".join(f"  {line}" for line in (errors or lines)[-LOG_TAIL_LINES:])

@@ -30,14 +30,21 @@ ONE_NODE = {
     # A static member of the new protocol that is gone gives its partitions up after 6 s, like one of the old, not 45.
     "group.consumer.session.timeout.ms": "6000",
     "group.consumer.min.session.timeout.ms": "6000",
-    # A broker killed and started again is let back in after 5 s, not 13; one whose heart misses a beat for want of a
-    # processor is not shut out.
+    # A broker whose heart misses a beat for want of a processor is not shut out.
     "broker.session.timeout.ms": "3000",
     "broker.heartbeat.interval.ms": "250",
     # Compaction and retention show within seconds, and the cleaner does not take 128 MB of the heap.
     "log.cleaner.backoff.ms": "200",
     "log.cleaner.dedupe.buffer.size": "8388608",
     "log.retention.check.interval.ms": "1000",
+}
+
+# Nobody's heart beats: the broker that the controller remembers is gone.
+_LONE_CONTROLLER = {
+    "process.roles": "controller",
+    "broker.session.timeout.ms": "100",
+    "broker.heartbeat.interval.ms": "50",
+    "metadata.max.idle.interval.ms": "20",  # of the empty records that tell who watches that others were written
 }
 
 _LOG4J = """\
@@ -72,7 +79,21 @@ def server_properties(data_dir: Path, port: int, controller_port: int, overrides
         controller_port: Of the listener the node's controller talks to its broker on.
         overrides: Settings that win over all others.
     """
-    settings = {
+    return _text(_settings(data_dir, port, controller_port, overrides))
+
+
+def lone_controller_properties(data_dir: Path, port: int, controller_port: int, overrides: Mapping[str, str]) -> str:
+    """Returns the properties of the same node without its broker, which it misses at once; arguments as above."""
+    settings = _settings(data_dir, port, controller_port, overrides)
+    own = settings["controller.listener.names"] + ":"
+    settings["listeners"] = next(each for each in settings["listeners"].split(",") if each.startswith(own))
+    for of_the_broker in ("advertised.listeners", "inter.broker.listener.name"):
+        settings.pop(of_the_broker, None)
+    return _text({**settings, **_LONE_CONTROLLER})
+
+
+def _settings(data_dir: Path, port: int, controller_port: int, overrides: Mapping[str, str]) -> dict[str, str]:
+    return {
         "process.roles": "broker,controller",
         "node.id": "1",
         "controller.quorum.voters": f"1@{LOOPBACK}:{controller_port}",
@@ -83,6 +104,9 @@ def server_properties(data_dir: Path, port: int, controller_port: int, overrides
         **ONE_NODE,
         **overrides,
     }
+
+
+def _text(settings: Mapping[str, str]) -> str:
     return "".join(f"{_escaped(key)}={_escaped(value)}\n" for key, value in settings.items())
 
 

@@ -77,7 +77,7 @@ class KafkaGroupConsumer:
         self._closing = False
         self._denied = False
         self._start = settings.get("auto.offset.reset", "earliest").lower()
-        merged = group_settings(
+        self._settings = merged = group_settings(
             settings, group=group, instance=instance, session_timeout_ms=session_timeout_ms, committed=committed
         )
         # These two rebalance by differences; every other strategy hands out whole assignments.
@@ -144,10 +144,10 @@ class KafkaGroupConsumer:
         """The group's committed offsets; partitions without one are left out.
 
         Raises:
-            BrokerError: No answer within `progress.COMMITTED_TIMEOUT_S`.
+            BrokerError: No answer within `progress.COMMITTED_TIMEOUT_S`, or a transaction holds them open for longer.
         """
         wanted = [TopicPartition(self._topic, number) for number in partitions]
-        found = ask_committed(self._consumer, wanted, self._faults, self._group)
+        found = ask_committed(self._consumer, wanted, self._settings, self._faults, self._group)
         return {partition.partition: partition.offset for partition in found if partition.offset >= 0}
 
     def seek(self, offsets: Mapping[int, int]) -> None:

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Final
+from typing import Any, Final
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
+from modelcast.errors import BrokerError
 from modelcast.group import GroupMetadata, Progress
 
 from .connection import make_consumer
@@ -23,6 +24,11 @@ from .settings import group_settings
 COMMITTED_TIMEOUT_S: Final = 60.0
 _ATTEMPT_S: Final = 5.0
 _PAUSE_S: Final = 0.05
+_HELD_OPEN_HINT: Final = (
+    "Its producer is in mid-commit, or died and Kafka ends it when its transaction.timeout.ms is over. One that stays "
+    "was lost by Kafka: kafka-transactions.sh --bootstrap-server … find-hanging --topic __consumer_offsets names it, "
+    "and abort ends it."
+)
 # Nobody joins, so no session ever ends; the client wants a number that brokers take.
 _SESSION_TIMEOUT_MS: Final = 45_000
 
@@ -41,19 +47,19 @@ class KafkaGroupProgress:
     def __init__(self, settings: Mapping[str, str], faults: Faults, group: str) -> None:
         self._faults = faults
         self._group = group
-        merged = group_settings(
+        self._settings = group_settings(
             settings, group=group, instance=None, session_timeout_ms=_SESSION_TIMEOUT_MS, committed=True
         )
-        self._consumer = make_consumer(merged, faults)
+        self._consumer = make_consumer(self._settings, faults)
 
     def committed(self, topic: str, partitions: Sequence[int]) -> Mapping[int, Progress]:
         """What the group has committed; partitions without anything are left out.
 
         Raises:
-            BrokerError: No answer within `COMMITTED_TIMEOUT_S`.
+            BrokerError: No answer within `COMMITTED_TIMEOUT_S`, or a transaction holds them open for longer.
         """
         wanted = [TopicPartition(topic, number) for number in partitions]
-        found = ask_committed(self._consumer, wanted, self._faults, self._group, refusal=self._refusal)
+        found = ask_committed(self._consumer, wanted, self._settings, self._faults, self._group, refusal=self._refusal)
         return {
             partition.partition: Progress(partition.offset, partition.metadata or "")
             for partition in found
@@ -78,6 +84,7 @@ class KafkaGroupProgress:
 def ask_committed(
     consumer: Consumer,
     wanted: list[TopicPartition],
+    settings: Mapping[str, Any],
     faults: Faults,
     group: str,
     *,
@@ -88,13 +95,14 @@ def ask_committed(
     Args:
         consumer: Of the group.
         wanted: The partitions.
+        settings: The consumer's.
         faults: The consumer's.
         group: Its name.
         refusal: What else may say why there is no answer.
 
     Raises:
         AuthorizationError: An ACL is missing.
-        BrokerError: No answer within `COMMITTED_TIMEOUT_S`.
+        BrokerError: No answer within `COMMITTED_TIMEOUT_S`, or a transaction holds them open for longer.
     """
     deadline = time.monotonic() + COMMITTED_TIMEOUT_S
     while True:
@@ -108,6 +116,22 @@ def ask_committed(
         if failed.code() in UNANSWERED:
             failed = refusal() or failed
         if failed.code() not in UNANSWERED or time.monotonic() > deadline:
-            topic = wanted[0].topic if wanted else None
-            raise faults.explain(failed, f"can't read the offsets of group {group!r}", reading(topic))
+            doing = f"can't read the offsets of group {group!r}"
+            if failed.code() == KafkaError._TIMED_OUT and _are_held_open(wanted, settings, faults):
+                raise BrokerError(f"{doing}: a transaction holds them open", hint=_HELD_OPEN_HINT)
+            raise faults.explain(failed, doing, reading(wanted[0].topic if wanted else None))
         time.sleep(_PAUSE_S)
+
+
+def _are_held_open(wanted: list[TopicPartition], settings: Mapping[str, Any], faults: Faults) -> bool:
+    """Whether there is an answer for who does not mind open transactions: the client waits for their end in silence."""
+    try:
+        consumer = make_consumer({**settings, "isolation.level": "read_uncommitted"}, faults)
+    except BrokerError:
+        return False
+    try:
+        return all(found.error is None for found in consumer.committed(wanted, timeout=_ATTEMPT_S))
+    except KafkaException:
+        return False
+    finally:
+        consumer.close()

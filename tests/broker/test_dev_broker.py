@@ -6,12 +6,14 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from confluent_kafka import Consumer, Producer, TopicPartition
+from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
@@ -25,6 +27,10 @@ from tests.machine import Stopwatch
 
 DEADLINE_S = 60.0
 READY_GOAL_S = 3.0
+# Enough for a kill to fall into the telling of a transaction's end to its partitions.
+COMMITTING = 4
+PARTITIONS = 30
+KILLS = 3
 
 
 @pytest.fixture
@@ -62,9 +68,9 @@ def read_all(broker: Broker, topic: str) -> list[bytes]:
         consumer.close()
 
 
-def create(broker: Broker, topic: str) -> None:
+def create(broker: Broker, topic: str, partitions: int = 1) -> None:
     admin = AdminClient({"bootstrap.servers": broker.bootstrap_servers})
-    admin.create_topics([NewTopic(topic, 1, 1)])[topic].result(DEADLINE_S)
+    admin.create_topics([NewTopic(topic, partitions, 1)])[topic].result(DEADLINE_S)
 
 
 def test_the_session_broker_takes_and_gives_records(broker: Broker) -> None:
@@ -98,6 +104,62 @@ def test_port_and_data_outlive_stop_and_kill(own_broker: Broker) -> None:
 
     assert own_broker.bootstrap_servers == address
     assert read_all(own_broker, "kept") == [b"first", b"second"]
+
+
+def test_no_transaction_hangs_after_a_kill(process: LocalBroker) -> None:
+    create(process, "committed", PARTITIONS)
+    stop = threading.Event()
+    committing = [
+        threading.Thread(target=commit_on_and_on, args=(process, stop), daemon=True) for _ in range(COMMITTING)
+    ]
+    for each in committing:
+        each.start()
+    try:
+        reached = 0
+        for _ in range(KILLS):
+            reached = await_committed(process, beyond=reached + COMMITTING)
+            process.kill()
+            process.start()
+        await_committed(process, beyond=reached + COMMITTING)
+    finally:
+        stop.set()
+    for each in committing:
+        each.join(DEADLINE_S)
+
+
+def commit_on_and_on(broker: LocalBroker, stop: threading.Event) -> None:
+    """A record to each partition a transaction; after a failure under another id: the same would end what hangs."""
+    while not stop.is_set():
+        producer = Producer({
+            "bootstrap.servers": broker.bootstrap_servers, "transactional.id": unique_name("id"),
+            "transaction.timeout.ms": 5_000, "log_level": 0,
+        })  # fmt: skip
+        with suppress(KafkaException):
+            producer.init_transactions(DEADLINE_S)
+            while not stop.is_set():
+                producer.begin_transaction()
+                for partition in range(PARTITIONS):
+                    producer.produce("committed", b"x", partition=partition)
+                producer.commit_transaction(DEADLINE_S)
+
+
+def await_committed(broker: LocalBroker, *, beyond: int) -> int:
+    """Waits until who reads committed records gets beyond an offset of every partition; returns how far they get."""
+    consumer = Consumer({"bootstrap.servers": broker.bootstrap_servers, "group.id": "reader", "log_level": 0})
+    deadline = time.monotonic() + DEADLINE_S
+    ends = [0]
+    try:
+        while min(ends) <= beyond:
+            assert time.monotonic() < deadline, f"a transaction that never ends is in the way: {ends}"
+            time.sleep(0.05)
+            with suppress(KafkaException):  # just started, it may have no leaders yet
+                ends = [
+                    consumer.get_watermark_offsets(TopicPartition("committed", number), timeout=DEADLINE_S)[1]
+                    for number in range(PARTITIONS)
+                ]
+        return max(ends)
+    finally:
+        consumer.close()
 
 
 def test_a_later_start_is_ready_within_three_seconds(process: LocalBroker) -> None:

@@ -61,7 +61,7 @@ class Held:
         deadline = time.monotonic() + LIVE_S
         while True:
             held = cls.now(plane)
-            removing = any(Path(name).is_dir() for name in held.files if name.startswith(str(cache)))
+            removing = any(name.startswith(str(cache)) and not name.endswith(".lock") for name in held.files)
             if not removing and len(_views(cache)) <= VIEWS_MOST:
                 return held
             assert time.monotonic() < deadline, f"never at rest: {held.files}, {_views(cache)}"

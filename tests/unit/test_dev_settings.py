@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from modelcast.dev.broker import new_cluster_id, relevant_lines
-from modelcast.dev.settings import server_properties
+from modelcast.dev.broker import new_cluster_id
+from modelcast.dev.broker_log import relevant_lines
+from modelcast.dev.settings import lone_controller_properties, server_properties
 
 
 def parsed(text: str) -> dict[str, str]:
@@ -22,6 +23,20 @@ def test_given_settings_win() -> None:
     settings = parsed(server_properties(Path("/data"), 1, 2, {"auto.create.topics.enable": "true", "x": "y"}))
     assert settings["auto.create.topics.enable"] == "true"
     assert settings["x"] == "y"
+
+
+def test_the_controller_alone_listens_where_the_node_s_controller_did() -> None:
+    overrides = {
+        "listeners": "PLAINTEXT://127.0.0.1:1,FAULTY://127.0.0.1:3,CONTROLLER://127.0.0.1:4",
+        "inter.broker.listener.name": "FAULTY",
+        "max.request.partition.size.limit": "7",
+    }
+    settings = parsed(lone_controller_properties(Path("/data"), 1, 2, overrides))
+    assert settings["listeners"] == "CONTROLLER://127.0.0.1:4"
+    assert settings["process.roles"] == "controller"
+    assert settings["max.request.partition.size.limit"] == "7"
+    assert "advertised.listeners" not in settings
+    assert "inter.broker.listener.name" not in settings
 
 
 def test_values_are_escaped_as_java_reads_them() -> None:
