@@ -91,6 +91,7 @@ class Binding:
         self.signature = signature
         nulls = {rule.field: rule.value for rule in signature.nulls}
         self.specs = tuple(_with_null(specs[name], nulls.get(name)) for name in signature.fields)
+        self._dims = [(spec, spec.dims, 1 + len(spec.dims)) for spec in self.specs]
         self._dtypes = {entry.name: numpy_dtype(entry.dtype) for entry in signature.inputs}
 
     def check(self, fields: EventFields) -> None:
@@ -135,11 +136,11 @@ class Binding:
 
     def _rows(self, columns: Mapping[str, Array]) -> int:
         rows = -1
-        for spec in self.specs:
+        for spec, dims, ndim in self._dims:
             column = columns.get(spec.name)
             if column is None:
                 raise missing_field(spec, columns)
-            if column.ndim == 0 or column.shape[1:] != spec.dims or rows not in (-1, len(column)):
+            if column.ndim != ndim or (dims and column.shape[1:] != dims) or rows not in (-1, len(column)):
                 one = f"one value of shape {list(spec.dims)}" if spec.dims else "one value"
                 raise BindingError(
                     f"field {spec.name!r} has shape {list(column.shape)}; every field needs {one} per row"

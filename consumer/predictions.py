@@ -103,11 +103,11 @@ class _Rows:
 
     def __init__(self, count: int) -> None:
         self._count = count
-        self._open: list[Octets] = []
+        self._open: list[Octets] = []  # [N, width], or [width] of what is the same in every row
         self._done: list[Iterable[bytes]] = []
 
     def constant(self, octets: bytes) -> None:
-        self._open.append(np.broadcast_to(np.frombuffer(octets, np.uint8), (self._count, len(octets))))
+        self._open.append(np.frombuffer(octets, np.uint8))
 
     def add(self, matrix: Octets) -> None:
         self._open.append(matrix)
@@ -133,7 +133,11 @@ class _Rows:
 
     def _close(self) -> None:
         if self._open:
-            matrix = np.concatenate(self._open, axis=1)
+            matrix = np.empty((self._count, sum(part.shape[-1] for part in self._open)), np.uint8)
+            end = 0
+            for part in self._open:
+                start, end = end, end + part.shape[-1]
+                matrix[:, start:end] = part
             self._open = []
             self._done.append(_sliced(matrix))
 

@@ -70,24 +70,25 @@ class Result:
                 self.spoil(int(rows[row]), entry.fault, entry.message)
             good[entry.rows] = False
         self._readable[rows] = good
+        whole = len(rows) == self._size
         for spec in self._specs:
-            array, faults = convert(columns.get(spec.name, Opaque("missing", len(rows))), spec)
+            column = columns.get(spec.name)
+            array, faults = convert(Opaque("missing", len(rows)) if column is None else column, spec)
             if faults:
                 known = self._faults.setdefault(spec.name, [])
                 known += [Spoiled(rows[entry.rows], entry.fault, entry.message) for entry in faults]
-            if spec.shape is None:
-                self._place(spec, rows, array)
-            else:
+            if spec.shape is not None:
                 self._tensors[spec.name].add(*_fit(rows, array, good, faults))
+            elif whole:
+                self._columns[spec.name] = array
+            else:
+                self._place(spec, rows, array)
 
     def _place(self, spec: FieldSpec, rows: Rows, array: Array) -> None:
-        if len(rows) == self._size:
-            self._columns[spec.name] = array
-            return
-        whole = self._columns.get(spec.name)
-        if whole is None:
-            whole = self._columns[spec.name] = blank(spec, self._size)
-        whole[rows] = array
+        column = self._columns.get(spec.name)
+        if column is None:
+            column = self._columns[spec.name] = blank(spec, self._size)
+        column[rows] = array
 
     def batch(self) -> DecodedBatch:
         """What the batch comes to for whoever takes all of its fields."""
@@ -104,7 +105,7 @@ class Result:
         """
         poison: list[PoisonEvent] = []
         good = self._readable.copy() if among is None else self._readable & among
-        for spec in specs:
+        for spec in specs if self._faults else ():
             for entry in self._faults.get(spec.name, ()):
                 spoiled = entry.rows[good[entry.rows]]
                 poison += [PoisonEvent(row, entry.fault.value, entry.message) for row in spoiled.tolist()]
