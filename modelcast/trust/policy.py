@@ -170,6 +170,8 @@ def parse_policy(text: str, *, source: str = "the trust policy") -> TrustPolicy:
     """Reads the text of a policy. Raises ConfigError, as `read_policy`."""
     try:
         found = tomllib.loads(text)
+        if not _is_within_64_bits(found):
+            raise ValueError("an integer needs more than 64 bits")
     except (ValueError, RecursionError) as error:  # of a number of thousands of digits it is not TOML's own
         raise ConfigError(f"{source} is not TOML: {error}") from None
     reader = _PolicyReader(source)
@@ -179,6 +181,15 @@ def parse_policy(text: str, *, source: str = "the trust policy") -> TrustPolicy:
         repository = reader.repository(repository)
     keys = reader.keys(found.get("keys", {}))
     return TrustPolicy(keys, reader.rules(found.get("rules", []), keys), repository, source)
+
+
+def _is_within_64_bits(value: object) -> bool:
+    """As TOML asks of integers; Python reads longer ones, and can't write those of thousands of digits."""
+    if isinstance(value, dict):
+        return all(map(_is_within_64_bits, value.values()))
+    if isinstance(value, list):
+        return all(map(_is_within_64_bits, value))
+    return not isinstance(value, int) or -(2**63) <= value < 2**63
 
 
 class _PolicyReader:

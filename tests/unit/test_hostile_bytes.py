@@ -123,9 +123,19 @@ def test_f17_a_graph_with_a_name_that_is_not_utf_8_is_refused(tmp_path: Path, na
         inspect(path, ["model.onnx", "tensors/0.bin"])
 
 
-def test_a_policy_with_a_number_of_thousands_of_digits_is_a_mistake() -> None:
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"repository = {'9' * 5_000}",
+        f'[[rules]]\nmodels = ["a"]\nkeys = ["b"]\nthreshold = 0x{"f" * 5_000}',
+        f"[keys.a]\nexpires = [{2**63}]",
+        f"{'.'.join('a' * 5_000)} = 1",
+    ],
+    ids=["decimal", "hexadecimal", "65 bits", "deep"],
+)
+def test_a_policy_with_a_number_beyond_64_bits_or_without_a_bottom_is_a_mistake(text: str) -> None:
     with pytest.raises(ConfigError, match="not TOML"):
-        parse_policy(f"repository = {'9' * 5_000}")
+        parse_policy(text)
 
 
 def test_a_private_key_of_an_unknown_kind_is_none(tmp_path: Path) -> None:
