@@ -28,7 +28,7 @@ from typing import Self
 from modelcast.errors import BrokerError, UsageError
 
 from . import aot
-from .broker_log import read_from, relevant_lines
+from .broker_log import read_from, relevant_lines, size_bytes
 from .fencing import fence
 from .folders import kafka_cache_dir
 from .jars import Progress, kafka_jars
@@ -215,15 +215,14 @@ class LocalBroker:
         classes = self._class_cache(java, jars)
         use_classes = [f"-XX:AOTCache={classes}"] if classes is not None and classes.exists() else []
         record_classes = aot.recording_flags(classes, self.data_dir) if classes is not None and not use_classes else []
-        program = [*self._jvm_flags(), "-cp", os.pathsep.join(map(str, jars))]
-        command = [str(java.path), *use_classes, *program]
+        command = [str(java.path), *use_classes, *self._jvm_flags(), "-cp", os.pathsep.join(map(str, jars))]
         if not self._has_data():
             self._format(command, config)
         elif self._was_killed() and self._cluster_id is None:
             self._fence(command, controller_port)
-        seen_bytes = self.log_path.stat().st_size if self.log_path.exists() else 0
+        seen_bytes = size_bytes(self.log_path)
         process = spawn(
-            [str(java.path), *use_classes, *record_classes, *program, "kafka.Kafka", str(config)],
+            [*command, *record_classes, "kafka.Kafka", str(config)],
             output=self.log_path,
             env=_environment(),
             die_with_parent=self._die_with_parent,

@@ -8,6 +8,11 @@ from pathlib import Path
 TAIL_LINES = 15  # in an error message: what fits a terminal
 
 
+def size_bytes(path: Path) -> int:
+    """Returns how much was logged so far; 0 without a log."""
+    return path.stat().st_size if path.exists() else 0
+
+
 def read_from(path: Path, offset_bytes: int) -> str:
     """Returns what was logged behind the first `offset_bytes`; everything, if the log was rolled meanwhile."""
     try:

@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-from .broker_log import read_from
+from .broker_log import read_from, size_bytes
 from .process import POLL_INTERVAL_S, Process, spawn
 
 LOGGER: Final = logging.getLogger("modelcast")
@@ -47,7 +47,7 @@ def fence(
         env: Its environment.
         die_with_parent: Kill it when this process ends, however that ends (Linux only).
     """
-    seen_bytes = log_path.stat().st_size if log_path.exists() else 0
+    seen_bytes = size_bytes(log_path)
     process = spawn(command, output=log_path, env=env, die_with_parent=die_with_parent)
     try:
         if _is_fenced(process, log_path, seen_bytes):
@@ -82,10 +82,10 @@ def _await_written(process: Process, metadata_log: Path) -> None:
     # order, an empty record every few milliseconds: one may still have been before the fence, two are not.
     deadline = time.monotonic() + AT_WORK_TIMEOUT_S
     for _ in range(2):
-        size = _size_bytes(metadata_log)
-        while _size_bytes(metadata_log) == size and process.alive() and time.monotonic() < deadline:
+        size = _written_bytes(metadata_log)
+        while _written_bytes(metadata_log) == size and process.alive() and time.monotonic() < deadline:
             time.sleep(POLL_INTERVAL_S)
 
 
-def _size_bytes(log: Path) -> int:
+def _written_bytes(log: Path) -> int:
     return sum(segment.stat().st_size for segment in log.glob("*.log"))
