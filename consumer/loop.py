@@ -13,7 +13,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -126,7 +125,7 @@ class ScoringLoop:
         self._assignment = Assignment(self._consumer)
         self._fences: deque[float] = deque(maxlen=FENCES_MAX)
         self._fence: FencedError | None = None
-        self._stop = threading.Event()
+        self._stopped = False
         self._helper = ThreadPoolExecutor(1, thread_name_prefix="modelcast-run")
         self._in_hand: EventBatch | None = None
         self._rewind_at_s: float | None = None
@@ -139,7 +138,7 @@ class ScoringLoop:
 
     def stop(self) -> None:
         """Ends `run` after the batch at hand. Thread-safe, and safe in a signal handler."""
-        self._stop.set()
+        self._stopped = True
 
     def run(self) -> None:
         """Scores until stopped or at the end, then finishes what was handed on.
@@ -152,7 +151,7 @@ class ScoringLoop:
         self._subscribe()
         try:
             with QuietCollector() as collector:
-                while not self._stop.is_set() and not self._is_done():
+                while not self._stopped and not self._is_done():
                     self._turn()
                     collector.between_batches()
         finally:
@@ -349,7 +348,7 @@ class ScoringLoop:
     def _score(self, batch: EventBatch, epoch: int) -> Scored | None:
         """Scores with whatever versions are live; None if the batch must be dropped."""
         patience_until_s: float | None = None
-        while self._assignment.epoch == epoch and not self._stop.is_set():
+        while self._assignment.epoch == epoch and not self._stopped:
             try:
                 with self._lineup.lease() as leased:
                     try:

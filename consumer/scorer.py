@@ -13,7 +13,6 @@ This module puts the parts together and keeps the figures; `loop` is the scoring
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, closing
@@ -206,7 +205,7 @@ class Scorer:
         self._registry = self._connection.registry_settings(schema_registry)
         self._formats = Formats.of(event_format, event_schema, registry=bool(self._registry))
         self._report = report
-        self._stop = threading.Event()
+        self._stopped = False
         self._loop: ScoringLoop | None = None
         self._observer: Observer | None = None
         self._letter_bytes = MAX_RECORD_BYTES
@@ -219,7 +218,7 @@ class Scorer:
 
     def stop(self) -> None:
         """Ends `run` after the batch at hand; safe in a signal handler."""
-        self._stop.set()
+        self._stopped = True
         if self._loop is not None:
             self._loop.stop()
 
@@ -244,7 +243,7 @@ class Scorer:
             check_scorer_may_write(log, self._connection.topics)
             plan = plan_topics(log, self._to)
             self._check_models(log)
-            if self._stop.is_set():
+            if self._stopped:
                 return self.stats
             plan.make(log)
             self._limits = record_limits(log, self._to.predictions)
@@ -283,9 +282,9 @@ class Scorer:
                 named = ", ".join(map(repr, missing))
                 self._report(Waiting(f"nobody published {named} yet: {UNKNOWN_MODEL_PATIENCE_S:g} s for it"))
                 deadline = time.monotonic() + UNKNOWN_MODEL_PATIENCE_S
-                while not models.issubset(image.models) and time.monotonic() < deadline and not self._stop.is_set():
+                while not models.issubset(image.models) and time.monotonic() < deadline and not self._stopped:
                     image = reader.poll(STOP_NOTICED_S) or image
-                if self._stop.is_set():
+                if self._stopped:
                     return
         for ref in self._refs:
             entry = image.model(ref.model)
@@ -332,7 +331,7 @@ class Scorer:
         stack.callback(lag.close)
         lag.start()
         observer.follow_lag(lambda: lag.lag(loop.positions()))
-        if self._stop.is_set():
+        if self._stopped:
             self._loop.stop()
         self._loop.run()
         observer.tick()
@@ -370,7 +369,7 @@ class Scorer:
         """Waits for a version of each model to end with; raises why there will be none."""
         deadline = time.monotonic() + FIRST_VERSION_TIMEOUT_S
         waiting = list(self._refs)
-        while waiting and not self._stop.is_set():
+        while waiting and not self._stopped:
             step_ends = time.monotonic() + STOP_NOTICED_S
             try:
                 plane.wait_live(waiting[0], STOP_NOTICED_S, patient=False)
