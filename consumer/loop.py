@@ -60,8 +60,10 @@ GATHERED_EVENTS = 256
 # Asking for the group's metadata takes the client 0.1 ms. An older answer is safe: if the group moved on since, the
 # broker refuses what is committed with it; only a fresher one than the batch would let through what is another's.
 METADATA_MAX_AGE_S = 0.1
-# How often the group's offsets are asked for, near the end.
+# How often the group's offsets are asked for, near the end, and how long: it is asked again, and why there is no answer
+# a poll says.
 END_CHECK_S = 0.1
+END_CHECK_TIMEOUT_S = 2.0
 
 
 @dataclass(frozen=True)
@@ -469,4 +471,4 @@ class ScoringLoop:
         """Offsets before the end that the group has not committed; nothing without an end. Raises BrokerError."""
         if self._end is None or self._ended:
             return {}
-        return self._end.left(self._consumer.committed(list(self._partitions)))
+        return self._end.left(self._consumer.committed(list(self._partitions), END_CHECK_TIMEOUT_S))

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NewType, Protocol
+from typing import Any, Final, NewType, Protocol
 
 from modelcast.log import Log
+
+# Offsets stay unstable while a dead holder's transaction is open: its timeout plus the broker's sweep of 10 s.
+COMMITTED_TIMEOUT_S: Final = 60.0
 
 # Opaque; taken with a batch and handed back with its commit, so that a commit of a lost generation is refused.
 GroupMetadata = NewType("GroupMetadata", object)
@@ -63,8 +66,12 @@ class GroupConsumer(Protocol):
     def positions(self, partitions: Sequence[int]) -> Mapping[int, int]:
         """Next offsets to be consumed; partitions without one yet are left out."""
 
-    def committed(self, partitions: Sequence[int]) -> Mapping[int, int]:
-        """The group's committed offsets (next to be consumed); partitions without one are left out."""
+    def committed(self, partitions: Sequence[int], timeout_s: float = COMMITTED_TIMEOUT_S) -> Mapping[int, int]:
+        """The group's committed offsets (next to be consumed); partitions without one are left out.
+
+        Raises:
+            BrokerError: No answer within `timeout_s`, or a transaction holds them open for longer; retriable. Refused.
+        """
 
     def seek(self, offsets: Mapping[int, int]) -> None: ...
 

@@ -28,7 +28,7 @@ from confluent_kafka import (
 
 from modelcast.bounded import BoundedCalls
 from modelcast.errors import OffsetOutOfRangeError
-from modelcast.group import GroupMetadata, OnPartitions
+from modelcast.group import COMMITTED_TIMEOUT_S, GroupMetadata, OnPartitions
 from modelcast.group import Message as Event
 
 from .connection import make_consumer
@@ -140,14 +140,14 @@ class KafkaGroupConsumer:
         known = {found.partition: max(found.offset, self._positions.get(found.partition, -1)) for found in asked}
         return {number: offset for number, offset in known.items() if offset >= 0}
 
-    def committed(self, partitions: Sequence[int]) -> Mapping[int, int]:
+    def committed(self, partitions: Sequence[int], timeout_s: float = COMMITTED_TIMEOUT_S) -> Mapping[int, int]:
         """The group's committed offsets; partitions without one are left out.
 
         Raises:
-            BrokerError: No answer within `progress.COMMITTED_TIMEOUT_S`, or a transaction holds them open for longer.
+            BrokerError: No answer within `timeout_s`, or a transaction holds them open for longer.
         """
         wanted = [TopicPartition(self._topic, number) for number in partitions]
-        found = ask_committed(self._consumer, wanted, self._settings, self._faults, self._group)
+        found = ask_committed(self._consumer, wanted, self._settings, self._faults, self._group, timeout_s=timeout_s)
         return {partition.partition: partition.offset for partition in found if partition.offset >= 0}
 
     def seek(self, offsets: Mapping[int, int]) -> None:

@@ -14,14 +14,12 @@ from typing import Any, Final
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from modelcast.errors import BrokerError
-from modelcast.group import GroupMetadata, Progress
+from modelcast.group import COMMITTED_TIMEOUT_S, GroupMetadata, Progress
 
 from .connection import make_consumer
 from .faults import Faults, error_of, reading
 from .settings import group_settings
 
-# Offsets stay unstable while a dead holder's transaction is open: its timeout plus the broker's sweep of 10 s.
-COMMITTED_TIMEOUT_S: Final = 60.0
 _ATTEMPT_S: Final = 5.0
 _PAUSE_S: Final = 0.05
 _HELD_OPEN_HINT: Final = (
@@ -88,6 +86,7 @@ def ask_committed(
     faults: Faults,
     group: str,
     *,
+    timeout_s: float = COMMITTED_TIMEOUT_S,
     refusal: Callable[[], KafkaError | None] = lambda: None,
 ) -> Sequence[TopicPartition]:
     """A group's committed offsets once no transaction holds any of them open.
@@ -98,16 +97,18 @@ def ask_committed(
         settings: The consumer's.
         faults: The consumer's.
         group: Its name.
+        timeout_s: How long to ask.
         refusal: What else may say why there is no answer.
 
     Raises:
         AuthorizationError: An ACL is missing.
-        BrokerError: No answer within `COMMITTED_TIMEOUT_S`, or a transaction holds them open for longer.
+        BrokerError: No answer within `timeout_s`, or a transaction holds them open for longer.
     """
-    deadline = time.monotonic() + COMMITTED_TIMEOUT_S
+    deadline = time.monotonic() + timeout_s
+    attempt_s = min(timeout_s, _ATTEMPT_S)
     while True:
         try:
-            found = consumer.committed(wanted, timeout=_ATTEMPT_S)
+            found = consumer.committed(wanted, timeout=attempt_s)
             failed = next((partition.error for partition in found if partition.error is not None), None)
         except KafkaException as error:
             found, failed = [], error_of(error)
@@ -117,20 +118,20 @@ def ask_committed(
             failed = refusal() or failed
         if failed.code() not in UNANSWERED or time.monotonic() > deadline:
             doing = f"can't read the offsets of group {group!r}"
-            if failed.code() == KafkaError._TIMED_OUT and _are_held_open(wanted, settings, faults):
+            if failed.code() == KafkaError._TIMED_OUT and _are_held_open(wanted, settings, faults, attempt_s):
                 raise BrokerError(f"{doing}: a transaction holds them open", hint=_HELD_OPEN_HINT)
             raise faults.explain(failed, doing, reading(wanted[0].topic if wanted else None))
         time.sleep(_PAUSE_S)
 
 
-def _are_held_open(wanted: list[TopicPartition], settings: Mapping[str, Any], faults: Faults) -> bool:
+def _are_held_open(wanted: list[TopicPartition], settings: Mapping[str, Any], faults: Faults, timeout_s: float) -> bool:
     """Whether there is an answer for who does not mind open transactions: the client waits for their end in silence."""
     try:
         consumer = make_consumer({**settings, "isolation.level": "read_uncommitted"}, faults)
     except BrokerError:
         return False
     try:
-        return all(found.error is None for found in consumer.committed(wanted, timeout=_ATTEMPT_S))
+        return all(found.error is None for found in consumer.committed(wanted, timeout=timeout_s))
     except KafkaException:
         return False
     finally:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from modelcast.group import (
+    COMMITTED_TIMEOUT_S,
     BatchProducer,
     GroupConsumer,
     GroupMetadata,
@@ -51,9 +52,9 @@ class FaultyGroupConsumer:
         """As the wrapped consumer's: what the client knows, without asking."""
         return self._consumer.positions(partitions)
 
-    def committed(self, partitions: Sequence[int]) -> Mapping[int, int]:
+    def committed(self, partitions: Sequence[int], timeout_s: float = COMMITTED_TIMEOUT_S) -> Mapping[int, int]:
         """As the wrapped consumer's, if somebody answers."""
-        return self._log.ask("read committed offsets", lambda: self._consumer.committed(partitions))
+        return self._log.ask("read committed offsets", lambda: self._consumer.committed(partitions, timeout_s))
 
     def seek(self, offsets: Mapping[int, int]) -> None:
         """As the wrapped consumer's."""

@@ -19,7 +19,7 @@ from enum import Enum, auto
 from typing import Any, cast
 
 from modelcast.errors import BrokerError, FencedError, OutcomeUnknownError
-from modelcast.group import GroupMetadata, OnPartitions, Progress
+from modelcast.group import COMMITTED_TIMEOUT_S, GroupMetadata, OnPartitions, Progress
 from modelcast.log import LogRecord
 from modelcast.testing.memory import MemoryLog, MemoryTransactionalWriter, MemoryWriter
 
@@ -198,7 +198,11 @@ class MemoryGroupConsumer:
         """Next offsets to be consumed, past markers."""
         return {partition: self._positions[partition] for partition in partitions if partition in self._positions}
 
-    def committed(self, partitions: Sequence[int]) -> Mapping[int, int]:
+    def committed(
+        self,
+        partitions: Sequence[int],
+        timeout_s: float = COMMITTED_TIMEOUT_S,  # noqa: ARG002 - the Protocol's signature
+    ) -> Mapping[int, int]:
         """The group's committed offsets."""
         found = self._log.committed_offsets(self.group, self._topic)
         return {partition: found[partition] for partition in partitions if partition in found}

@@ -402,10 +402,8 @@ def test_a_member_waits_for_offsets_that_somebody_s_open_transaction_may_still_c
 
 
 def test_offsets_that_a_transaction_holds_open_for_too_long_are_told_as_that(
-    log: KafkaLog, join: Callable[..., Member], monkeypatch: pytest.MonkeyPatch
+    log: KafkaLog, join: Callable[..., Member]
 ) -> None:
-    monkeypatch.setattr("modelcast.kafka.progress.COMMITTED_TIMEOUT_S", 1.0)
-    monkeypatch.setattr("modelcast.kafka.progress._ATTEMPT_S", 1.0)
     events = fresh(log)
     put(log, events, b"1")
     member = join(events)
@@ -414,7 +412,7 @@ def test_offsets_that_a_transaction_holds_open_for_too_long_are_told_as_that(
         producer.begin()
         producer.send_offsets(events, {0: 1}, member.consumer.group_metadata())
         with pytest.raises(BrokerError, match="a transaction holds them open") as told:
-            member.consumer.committed([0])
+            member.consumer.committed([0], 1.0)
         assert "find-hanging" in str(told.value.hint)
         producer.commit()
     assert member.consumer.committed([0]) == {0: 1}
