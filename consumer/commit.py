@@ -249,12 +249,14 @@ class Committer(ABC):
 
     def _run(self) -> None:
         while (batch := self._take_first()) is not None:
+            failed: Exception | None = None
             try:
-                done = self._deliver(batch)
+                self._delivered(self._deliver(batch))
             except Exception as error:
-                self._failed(error)
-            else:
-                self._delivered(done)
+                failed = error
+            if failed is not None:  # outside of its handler: a client that is closed there might keep it for ever
+                self._failed(failed)
+            del failed
 
     def _take_first(self) -> ScoredBatch | None:
         with self._changed:
@@ -296,6 +298,7 @@ class Committer(ABC):
             self._move_with(Stage.BROKEN, error)
             return
         _logger.info("batch dropped, going back to the committed offsets: %s", error)
+        error.__traceback__ = None  # it leads to the producer, and is remembered longer than that may live
         # A second failure in a row may be the producer's own: it keeps what broke it for ever.
         if fenced or isinstance(error, OutcomeUnknownError) or failures > 1:
             self._move_with(Stage.REOPENING, error)

@@ -21,7 +21,7 @@ from concurrent.futures import TimeoutError as StillRunning
 from dataclasses import dataclass
 from functools import partial
 
-from modelcast.errors import BrokerError, FencedError, ModelNotFoundError
+from modelcast.errors import BrokerError, FencedError, ModelcastError, ModelNotFoundError
 from modelcast.events.frames import Headers, describe_frame
 from modelcast.group import GroupConsumer, GroupMetadata, Message
 
@@ -257,6 +257,7 @@ class ScoringLoop:
 
     def _consume(self, count: int, timeout_s: float) -> list[Message]:
         """Polls; a failure that may pass costs a new start in the group, unless it does not pass."""
+        failure: ModelcastError
         try:
             if self._fence is not None:
                 fence, self._fence = self._fence, None
@@ -266,19 +267,20 @@ class ScoringLoop:
             self._fences.append(self._clock())
             if len(self._fences) == FENCES_MAX and self._fences[-1] - self._fences[0] < FENCE_MEMORY_S:
                 raise
-            self._hooks.recovering(error)
-            self._rejoin()
-            return []
+            failure = error
         except BrokerError as error:
             self._poll_failures += 1
             if not error.retriable or self._poll_failures >= POLL_FAILURES_MAX:
                 raise
-            self._hooks.recovering(error)
-            self._rejoin()  # a client whose error is fatal would be silent from now on
-            return []
-        if messages:
-            self._poll_failures = 0
-        return messages
+            failure = error
+        else:
+            if messages:
+                self._poll_failures = 0
+            return messages
+        failure.__traceback__ = None  # a circle: it leads here
+        self._hooks.recovering(failure)
+        self._rejoin()  # a client whose error is fatal would be silent from now on
+        return []
 
     def _rejoin(self) -> None:
         """Takes the place in the group again, with a new client."""

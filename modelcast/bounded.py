@@ -27,7 +27,10 @@ class BoundedCalls:
         """What `call` returns, or raises; TimeoutError if it has not returned in time."""
         future: Future[T] = Future()
         self._calls.put((call, future))
-        return future.result(timeout_s)
+        try:
+            return future.result(timeout_s)
+        finally:
+            del future  # it holds its error, whose traceback leads back here: a circle around the caller
 
     def close(self) -> None:
         """Lets the thread end after the call it is in, if that ever returns."""

@@ -59,9 +59,11 @@ class KafkaBatchProducer:
         left, empty = records, False
         while left:
             try:
-                queued = self._producer.produce_batch(topic, left, partition=partition)
-            except KafkaException as error:
-                raise self._explain(error_of(error), f"can't send to topic {topic!r}", topic) from error
+                queued, error = self._producer.produce_batch(topic, left, partition=partition), None
+            except KafkaException as exception:
+                error = error_of(exception)
+            if error is not None:
+                raise self._explain(error, f"can't send to topic {topic!r}", topic)
             serve(self._producer, self._faults)
             if queued == len(left):
                 return
@@ -91,11 +93,14 @@ class KafkaBatchProducer:
                     headers=list(headers) or None,
                 )
             except BufferError:
-                empty = self._wait_for_room({"key": key, "value": value}, empty=empty)
-            except KafkaException as error:
-                raise self._explain(error_of(error), f"can't send to topic {topic!r}", topic) from error
+                error = None
+            except KafkaException as exception:
+                error = error_of(exception)
             else:
                 return
+            if error is not None:
+                raise self._explain(error, f"can't send to topic {topic!r}", topic)
+            empty = self._wait_for_room({"key": key, "value": value}, empty=empty)
 
     def _wait_for_room(self, record: Mapping[str, Any], *, empty: bool) -> bool:
         """Waits a little while the queue is full; whether it is `empty` then.
@@ -161,6 +166,7 @@ class KafkaTransactionalBatchProducer(KafkaBatchProducer):
         """Opens a transaction, a moment after the last one ended; raises FencedError if the id was taken over."""
         time.sleep(self._pacing.left_s(time.monotonic()))
         serve(self._producer, self._faults)
+        self._deliveries.forget()  # failures of a transaction that ended were told by its end
         self._transactions.begin()
         self._records = 0
 
@@ -206,17 +212,13 @@ class KafkaTransactionalBatchProducer(KafkaBatchProducer):
         """
         # The client waits for acknowledgements as part of the commit, but looks for them seldom.
         await_acknowledged(self._producer, self._faults, _ACKNOWLEDGED_WAIT_S)
-        try:
-            self._transactions.commit()
-            now_s = time.monotonic()
-            self._pacing.ended(now_s, now_s - self._handed_over_s, self._records)
-        finally:
-            self._forget_failures()
+        self._transactions.commit()
+        now_s = time.monotonic()
+        self._pacing.ended(now_s, now_s - self._handed_over_s, self._records)
 
     def abort(self) -> None:
         """Drops everything since `begin`; allowed in every state, never raises."""
         self._transactions.abort()
-        self._forget_failures()
 
     def close(self) -> None:
         """Aborts what is open and frees the connection."""
@@ -224,10 +226,6 @@ class KafkaTransactionalBatchProducer(KafkaBatchProducer):
         self.abort()
         if self._transactions.state is not State.BROKEN:
             super().close()
-
-    def _forget_failures(self) -> None:
-        serve(self._producer, self._faults)
-        self._deliveries.forget()
 
     def _explain(self, error: KafkaError, doing: str, topic: str | None = None) -> ModelcastError:
         return self._transactions.failed(error, doing, writing(topic))

@@ -16,6 +16,7 @@ from .settings import LOGGER, Settings
 METADATA_TIMEOUT_S: Final = 6.0
 # The library waits on when credentials are refused; asking in pieces lets that be reported at once.
 _METADATA_ATTEMPT_S: Final = 1.0
+_UNREACHED: Final = "can't reach Kafka"
 
 
 def make_admin(settings: Settings, faults: Faults) -> AdminClient:
@@ -43,8 +44,12 @@ def make_producer(settings: Mapping[str, Any], faults: Faults) -> Producer:
         producer = Producer({**settings, "error_cb": faults.on_error}, logger=LOGGER)
     except KafkaException as error:
         raise explain_construction(error) from error
-    for _ in range(2):
-        metadata(producer, faults)
+    try:
+        for _ in range(2):
+            metadata(producer, faults)
+    except BaseException:
+        producer.close()
+        raise
     return producer
 
 
@@ -68,13 +73,14 @@ def metadata(client: AdminClient | Producer | Consumer, faults: Faults) -> Mappi
     while True:
         try:
             topics: Mapping[str, Any] = client.list_topics(timeout=_METADATA_ATTEMPT_S).topics
-        except KafkaException as error:
-            serve(client, faults)
-            explained = faults.explain(error_of(error), "can't reach Kafka")
-            if not explained.retriable or time.monotonic() + _METADATA_ATTEMPT_S > deadline:
-                raise explained from error
+        except KafkaException as exception:
+            error = error_of(exception)
         else:
             return topics
+        serve(client, faults)
+        is_late = time.monotonic() + _METADATA_ATTEMPT_S > deadline
+        if is_late or not faults.explain(error, _UNREACHED).retriable:
+            raise faults.explain(error, _UNREACHED)
 
 
 def leaderless(client: AdminClient | Producer | Consumer, topics: Collection[str]) -> tuple[str, ...]:
@@ -96,6 +102,7 @@ def serve(client: AdminClient | Producer | Consumer, faults: Faults, timeout_s: 
     """Runs waiting callbacks (deliveries, log lines, errors of the connection), which would pile up otherwise.
 
     Of a consumer only before it has an assignment. A client that is beyond help says so here too; `faults` keeps it.
+    Not to be called while an exception is handled: see `faults.failure_of`.
     """
     try:
         client.poll(timeout_s)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from threading import Lock
 from typing import Any, Final
@@ -155,6 +156,19 @@ def error_of(exception: KafkaException) -> KafkaError:
     """The error inside librdkafka's exception."""
     error: KafkaError = exception.args[0]
     return error
+
+
+def failure_of(call: Callable[[], object]) -> KafkaError | None:
+    """Why a call of the client failed; None if it did not.
+
+    For whoever serves the client next (`connection.serve`): a client that is beyond help says so then, and keeps the
+    exception that is being handled at that moment for ever, with all that its traceback leads to: the client itself.
+    """
+    try:
+        call()
+    except KafkaException as exception:
+        return error_of(exception)
+    return None
 
 
 class Faults:

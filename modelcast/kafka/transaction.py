@@ -15,15 +15,16 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from enum import Enum, auto
+from functools import partial
 from typing import Final
 
-from confluent_kafka import KafkaError, KafkaException, Producer
+from confluent_kafka import KafkaError, Producer
 
 from modelcast.access.acl import Acl
 from modelcast.errors import BrokerError, FencedError, ModelcastError, OutcomeUnknownError, UsageError
 
 from .connection import serve
-from .faults import Faults, error_of, writing
+from .faults import Faults, failure_of, writing
 from .settings import LOGGER
 
 # The coordinator of a cluster just started loads for a second or two; ending a predecessor's transaction takes as long.
@@ -73,11 +74,9 @@ class Transactions:
         self.check()
         if self._state is State.OPEN:
             raise UsageError(f"a transaction of {self._id!r} is open already", hint="Commit or abort it first.")
-        doing = f"can't begin a transaction of {self._id!r}"
-        try:
-            self._producer.begin_transaction()
-        except KafkaException as error:
-            raise self.failed(error_of(error), doing) from error
+        error = failure_of(self._producer.begin_transaction)
+        if error is not None:
+            raise self.failed(error, f"can't begin a transaction of {self._id!r}")
         self._state = State.OPEN
         self._written.clear()
 
@@ -110,19 +109,17 @@ class Transactions:
         doing = f"can't commit the transaction of {self._id!r}"
         deadline = time.monotonic() + COMMIT_TIMEOUT_S
         while True:
-            try:
-                self._producer.commit_transaction(max(_PAUSE_S, deadline - time.monotonic()))
-            except KafkaException as exception:
-                error = error_of(exception)
-                in_time = time.monotonic() < deadline
-                if error.retriable() and error.code() not in _TIMEOUTS and in_time:
-                    time.sleep(_PAUSE_S)
-                    continue
-                if error.txn_requires_abort():
-                    raise self.failed(error, doing) from exception
-                raise self._break(self._in_doubt(error, doing)) from exception
-            self._state = State.READY
-            return
+            left_s = max(_PAUSE_S, deadline - time.monotonic())
+            error = failure_of(partial(self._producer.commit_transaction, left_s))
+            if error is None:
+                self._state = State.READY
+                return
+            if error.retriable() and error.code() not in _TIMEOUTS and time.monotonic() < deadline:
+                time.sleep(_PAUSE_S)
+            elif error.txn_requires_abort():
+                raise self.failed(error, doing)
+            else:
+                raise self._break(self._in_doubt(error, doing))
 
     def unanswered(self, doing: str) -> ModelcastError:
         """The error to raise for a call that did not return: the producer is in the middle of it, and BROKEN."""
@@ -138,10 +135,9 @@ class Transactions:
         if self._state is not State.OPEN:
             return
         self._state = State.READY
-        try:
-            self._producer.abort_transaction(ABORT_TIMEOUT_S)
-        except KafkaException as exception:
-            error = self._faults.explain(error_of(exception), f"can't abort the transaction of {self._id!r}")
+        failed = failure_of(partial(self._producer.abort_transaction, ABORT_TIMEOUT_S))
+        if failed is not None:
+            error = self._faults.explain(failed, f"can't abort the transaction of {self._id!r}")
             LOGGER.warning("%s; it ends with its timeout or the next holder of the id", error)
             self._break(error)
 
@@ -161,20 +157,17 @@ class Transactions:
 
     def _bounded(self, call: Callable[[float], None], timeout_s: float, doing: str, needs: Acl | None = None) -> None:
         deadline = time.monotonic() + timeout_s
-        while True:
-            try:
-                call(max(_PAUSE_S, deadline - time.monotonic()))
-            except KafkaException as exception:
-                error = error_of(exception)
-                if error.retriable() and time.monotonic() < deadline:
-                    time.sleep(_PAUSE_S)
-                    continue
-                explained = self.failed(error, doing, needs)
-                if self._state is State.OPEN:
-                    self.abort()
-                    explained = _aborted(explained)
-                raise explained from exception
-            return
+        while (error := failure_of(partial(call, max(_PAUSE_S, deadline - time.monotonic())))) is not None:
+            if not error.retriable() or time.monotonic() >= deadline:
+                raise self._given_up(error, doing, needs)
+            time.sleep(_PAUSE_S)
+
+    def _given_up(self, error: KafkaError, doing: str, needs: Acl | None) -> ModelcastError:
+        explained = self.failed(error, doing, needs)
+        if self._state is not State.OPEN:
+            return explained
+        self.abort()
+        return _aborted(explained)
 
     def _lost(self, error: KafkaError, doing: str, needs: Acl | None = None) -> ModelcastError:
         """A fatal error names its cause in its text only, if at all; the code comes over the connection's queue."""

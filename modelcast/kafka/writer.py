@@ -97,11 +97,14 @@ class KafkaWriter:
                     **extra,
                 )
             except BufferError:
-                serve(self._producer, self._faults, _FULL_QUEUE_WAIT_S)
-            except KafkaException as error:
-                raise self._explain(error_of(error), f"can't send to topic {topic!r}", topic) from error
+                error = None
+            except KafkaException as exception:
+                error = error_of(exception)
             else:
                 break
+            if error is not None:
+                raise self._explain(error, f"can't send to topic {topic!r}", topic)
+            serve(self._producer, self._faults, _FULL_QUEUE_WAIT_S)
         now = time.monotonic()
         if on_ack is not None or now >= self._serve_at:
             self._serve_at = now + _SERVE_EVERY_S
@@ -178,6 +181,7 @@ class KafkaTransactionalWriter(KafkaWriter):
     def begin(self) -> None:
         """Opens a transaction; raises FencedError if the id was taken over."""
         serve(self._producer, self._faults)
+        self._deliveries.forget()  # failures of a transaction that ended were told by its end
         self._transactions.begin()
 
     def send(
@@ -206,26 +210,18 @@ class KafkaTransactionalWriter(KafkaWriter):
 
     def commit(self) -> None:
         """Makes everything since `begin` visible; see `TransactionalWriter.commit` for what is raised otherwise."""
-        try:
-            self._transactions.commit()
-        finally:
-            self._forget_failures()
+        self._transactions.commit()
+        serve(self._producer, self._faults)  # whoever asked for it is told where each record is
 
     def abort(self) -> None:
         """Drops everything since `begin`; allowed in every state, never raises."""
         self._transactions.abort()
-        self._forget_failures()
 
     def close(self) -> None:
         """Aborts what is open and frees the connection."""
         self.abort()
         if self._transactions.state is not State.BROKEN:
             super().close()
-
-    def _forget_failures(self) -> None:
-        """Failures of a transaction that ended were told by its end."""
-        serve(self._producer, self._faults)
-        self._deliveries.forget()
 
     def _explain(self, error: KafkaError, doing: str, topic: str | None = None) -> Exception:
         return self._transactions.failed(error, doing, writing(topic))
