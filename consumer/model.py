@@ -252,7 +252,8 @@ class Model:
     def _check_to_come(self) -> None:
         """Raises what keeps the model from being live, unless it was unloaded to make room, be it for its successor."""
         plane = self._host.plane
-        if not plane.is_idle(self.ref) and not plane.is_between(self.ref):
+        # In this order: a version that comes is live first, and not to come any more then.
+        if not plane.is_idle(self.ref) and not plane.is_between(self.ref) and not self._is_live():
             raise self._absence()
 
     def _absence(self) -> ModelNotFoundError | LoadError:

@@ -25,6 +25,7 @@ import select
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -74,13 +75,20 @@ class Trial:
 
 
 class TrialRunner:
-    """Runs trials, each in a child of its own; for one thread. Use as a context manager."""
+    """Runs trials, each in a child of its own; for one thread, but `close`. Use as a context manager."""
 
     def __init__(self) -> None:
         self._child: subprocess.Popen[bytes] | None = None
+        self._lock = threading.Lock()  # of what a trial that outlasts `close` would start behind it
+        self._closed = False
 
     def prepare(self) -> None:
         """Starts the child of the next trial, so that it is ready by then; returns at once."""
+        with self._lock:
+            if not self._closed:
+                self._start()
+
+    def _start(self) -> None:
         if self._child is not None and self._child.poll() is None:
             return
         self._discard()
@@ -102,7 +110,7 @@ class TrialRunner:
         Raises:
             SmokeRunError: The graph failed, took too much time or memory, or crashed the child.
         """
-        self.prepare()
+        self._start()
         child = self._child
         assert child is not None and child.stdin is not None and child.stdout is not None  # noqa: PT018, S101
         request = {
@@ -124,8 +132,10 @@ class TrialRunner:
         return _judge(trial, report, status if on_time else -signal.SIGALRM)
 
     def close(self) -> None:
-        """Ends a waiting child."""
-        self._discard()
+        """Ends a waiting child; none is prepared from now on."""
+        with self._lock:
+            self._closed = True
+            self._discard()
 
     def __enter__(self) -> Self:
         return self

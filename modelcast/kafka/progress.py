@@ -105,10 +105,9 @@ def ask_committed(
         BrokerError: No answer within `timeout_s`, or a transaction holds them open for longer.
     """
     deadline = time.monotonic() + timeout_s
-    attempt_s = min(timeout_s, _ATTEMPT_S)
     while True:
         try:
-            found = consumer.committed(wanted, timeout=attempt_s)
+            found = consumer.committed(wanted, timeout=min(timeout_s, _ATTEMPT_S))
             failed = next((partition.error for partition in found if partition.error is not None), None)
         except KafkaException as error:
             found, failed = [], error_of(error)
@@ -118,20 +117,20 @@ def ask_committed(
             failed = refusal() or failed
         if failed.code() not in UNANSWERED or time.monotonic() > deadline:
             doing = f"can't read the offsets of group {group!r}"
-            if failed.code() == KafkaError._TIMED_OUT and _are_held_open(wanted, settings, faults, attempt_s):
+            if failed.code() == KafkaError._TIMED_OUT and _are_held_open(wanted, settings, faults):
                 raise BrokerError(f"{doing}: a transaction holds them open", hint=_HELD_OPEN_HINT)
             raise faults.explain(failed, doing, reading(wanted[0].topic if wanted else None))
         time.sleep(_PAUSE_S)
 
 
-def _are_held_open(wanted: list[TopicPartition], settings: Mapping[str, Any], faults: Faults, timeout_s: float) -> bool:
+def _are_held_open(wanted: list[TopicPartition], settings: Mapping[str, Any], faults: Faults) -> bool:
     """Whether there is an answer for who does not mind open transactions: the client waits for their end in silence."""
     try:
         consumer = make_consumer({**settings, "isolation.level": "read_uncommitted"}, faults)
     except BrokerError:
         return False
     try:
-        return all(found.error is None for found in consumer.committed(wanted, timeout=timeout_s))
+        return all(found.error is None for found in consumer.committed(wanted, timeout=_ATTEMPT_S))
     except KafkaException:
         return False
     finally:

@@ -95,11 +95,15 @@ def test_publish_to_live_takes_at_most_a_second_in_the_median(repository: Reposi
     assert in_time >= len(took_ms) / 2, "not in the median"
 
 
-def test_the_status_topic_tells_what_is_live_and_that_it_stopped(repository: Repository) -> None:
+def test_the_status_topic_tells_what_is_live_and_that_it_stopped(
+    repository: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("modelcast.consumer.status.CLOSE_TIMEOUT_S", LONGEST_S)  # the last status is worth a long wait
     repository.publish(100.0)
     with repository.client() as client:
         client["fraud"].predict(ROWS)
         wait_until(lambda: any(s.models and s.models[0].state is ModelState.LIVE for s in repository.statuses()), "it")
+    wait_until(lambda: repository.statuses()[-1].ended, "the last status")
     last = repository.statuses()[-1]
     assert (last.instance, last.role, last.models[0].state) == ("tested", "client", ModelState.STOPPED)
     live = next(s.models[0] for s in reversed(repository.statuses()) if s.models[0].state is ModelState.LIVE)

@@ -77,7 +77,8 @@ def place(broker: Broker, tmp_path: Path) -> Iterator[Place]:
     made.log.close()
 
 
-def test_a_scorer_is_followed_through_a_release_to_its_end(place: Place) -> None:
+def test_a_scorer_is_followed_through_a_release_to_its_end(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("modelcast.consumer.status.CLOSE_TIMEOUT_S", LONGEST_S)  # its last status is worth a long wait
     place.publish(0.0)
     place.send(100)
     scorer = Scorer(

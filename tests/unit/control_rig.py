@@ -143,6 +143,9 @@ class Rig:
         """What both threads do in one turn."""
         self.plane._follower.turn(0.0)
         self.plane.step()
+        if (opening := self.plane._reporter._opening) is not None:  # its thread did not run in time
+            opening.join(DEADLINE_S)
+            self.plane.step()
 
     def settle(self) -> None:
         deadline = time.monotonic() + DEADLINE_S

@@ -105,7 +105,7 @@ def test_on_revoke_what_was_handed_on_is_visible_before_the_partitions_are_given
 ) -> None:
     rig = Rig(partitions=2)
     for partition in (0, 1):
-        rig.send(range(50), partition=partition)
+        rig.send(range(30), partition=partition)  # one batch together: a next one would be of the generation before
     gate = Gate(monkeypatch)
     end = rig.end()
     with RunningScorer(rig, live=FunctionServable(1), end=end) as first:
@@ -117,7 +117,7 @@ def test_on_revoke_what_was_handed_on_is_visible_before_the_partitions_are_given
             second.join()
         first.join()
     assert first.heard.recovering == second.heard.recovering == [], "a batch was refused and had to be scored again"
-    assert sources(rig) == [(partition, offset) for partition in (0, 1) for offset in range(50)]
+    assert sources(rig) == [(partition, offset) for partition in (0, 1) for offset in range(30)]
 
 
 def test_on_loss_what_waits_is_dropped_and_never_begun(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -113,11 +113,11 @@ class TestThread:
     def test_it_tells_of_an_image_and_of_each_that_follows(self, follows: Follows) -> None:
         follower = follows.follower().start()
         wait_until(lambda: follower.image is not None, "an image")
+        wait_until(lambda: follows.changes, "news of it")
         changes = follows.changes
         follows.put(manifest(2))
-        wait_until(lambda: follows.changes > changes, "news")
-        assert follower.image is not None
-        assert set(follower.image.models["fraud"].versions) == {1, 2}
+        wait_until(lambda: follower.image and set(follower.image.models["fraud"].versions) == {1, 2}, "the next")
+        wait_until(lambda: follows.changes > changes, "news of that")
         assert not follower.is_snapshot
 
     def test_a_ticket_is_fulfilled_by_an_end_taken_after_it(self, follows: Follows) -> None:

@@ -35,6 +35,12 @@ class Clock:
         return self.now
 
 
+@pytest.fixture(autouse=True)
+def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that stands still for some seconds is no registry that does not answer."""
+    monkeypatch.setattr(schema_registry, "TIMEOUT_S", 60.0)
+
+
 @pytest.fixture
 def server() -> Iterator[SchemaRegistryServer]:
     with SchemaRegistryServer() as server:
@@ -225,7 +231,10 @@ def test_credentials_and_numbers_are_the_clients_own_settings(server: SchemaRegi
         registry.check()
 
 
-def test_a_registry_that_starts_too_is_waited_for_at_the_start(server: SchemaRegistryServer) -> None:
+def test_a_registry_that_starts_too_is_waited_for_at_the_start(
+    server: SchemaRegistryServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(schema_registry, "CHECK_S", 60.0)
     server.answer = 503
     with SchemaRegistry({"url": server.url}) as registry:
 
