@@ -29,7 +29,7 @@ class Place:
     """One scorer's place in its group.
 
     Attributes:
-        spared: It is never killed, ended or frozen, so that what its memory does over hours is seen.
+        spared: It is never killed, ended or frozen, so that what its memory and threads do over hours is seen.
         idle_until_s: When the next one may start here (monotonic).
         wanted_end: A signal was sent that ends it.
         frozen: It is stopped.
@@ -48,6 +48,7 @@ class Place:
     log: Path = Path()
     starts: int = 0
     resident_kib: list[int] = field(default_factory=list)
+    threads: list[int] = field(default_factory=list)
 
     @property
     def runs(self) -> bool:
@@ -131,11 +132,12 @@ class Crew:
                 place.process.wait(30)
 
     def measure(self) -> None:
-        """Notes what each holds in memory."""
+        """Notes what each holds in memory, and how many threads it has."""
         with self._lock:
             for place in self.places:
-                if place.process is not None and (kib := _resident_kib(place.process.pid)):
+                if place.process is not None and (kib := _status_of(place.process.pid, "VmRSS")):
                     place.resident_kib.append(kib)
+                    place.threads.append(_status_of(place.process.pid, "Threads"))
                     self.resident_most_kib = max(self.resident_most_kib, kib)
 
     def show_stacks(self) -> None:
@@ -198,9 +200,9 @@ def _count(path: Path, event: str) -> int:
     return found
 
 
-def _resident_kib(pid: int) -> int:
+def _status_of(pid: int, name: str) -> int:
     try:
         lines = Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines()
     except (FileNotFoundError, ProcessLookupError):
         return 0
-    return next((int(line.split()[1]) for line in lines if line.startswith("VmRSS:")), 0)
+    return next((int(line.split()[1]) for line in lines if line.startswith(f"{name}:")), 0)

@@ -35,6 +35,8 @@ REST_S = 900.0
 RESIDENT_MOST_KIB = 800 * 1024
 # What the spared one may gain after its first round, in which everything happened once.
 RESIDENT_GROWTH_MOST, RESIDENT_SLACK_KIB = 1.25, 64 * 1024
+# A client of Kafka has five with three brokers, and one may be in the middle of its end.
+THREADS_SLACK = 30
 
 
 class BrokenPromiseError(Exception):
@@ -68,6 +70,7 @@ class Soak:
         self.second_reading: dict[str, Any] = {}
         self._told_s = self._measured_s = 0.0
         self._spared_kib: list[int] = []
+        self._spared_threads: list[int] = []
 
     def run(self) -> None:
         """Everything, to the end. Raises BrokenPromiseError."""
@@ -115,6 +118,7 @@ class Soak:
             "longest_standstill_s": round(self._watch.longest_still_s, 1),
             "resident_most_mib": self._crew.resident_most_kib // 1024,
             "spared_scorer_mib": [kib // 1024 for kib in self._spared_kib],
+            "spared_scorer_threads": self._spared_threads,
             "second_reading": self.second_reading,
             "happened": dict(sorted(self._stage.timeline.counts.items())),
         }
@@ -165,8 +169,9 @@ class Soak:
             STUCK_S,
         )
         self._judge.settle()
-        if kib := self._crew.spared.resident_kib[-1:]:
-            self._spared_kib += kib
+        self._crew.measure()
+        self._spared_kib += self._crew.spared.resident_kib[-1:]
+        self._spared_threads += self._crew.spared.threads[-1:]
         self.rounds += 1
         self._check()
         self._stage.timeline.note("settled", events=self._judge.ledgers[STREAMS[0].name].settled)
@@ -237,6 +242,8 @@ class Soak:
             raise BrokenPromiseError(f"a scorer held {self._crew.resident_most_kib // 1024} MiB")
         if self._spared_kib and self._spared_kib[-1] > RESIDENT_GROWTH_MOST * self._spared_kib[0] + RESIDENT_SLACK_KIB:
             raise BrokenPromiseError(f"the spared scorer grows: {[kib // 1024 for kib in self._spared_kib]} MiB")
+        if self._spared_threads and self._spared_threads[-1] > self._spared_threads[0] + THREADS_SLACK:
+            raise BrokenPromiseError(f"the spared scorer keeps clients: {self._spared_threads} threads")
         if faults := self.faults():
             raise BrokenPromiseError("; ".join(faults[:10]))
 
