@@ -27,7 +27,7 @@ LOGGER: Final = logging.getLogger("modelcast")
 
 # 0.7 s on an idle machine. A broker that was killed before it was registered leaves nothing to fence.
 FENCE_TIMEOUT_S: Final = 60.0
-AT_WORK_TIMEOUT_S: Final = 3.0
+AT_WORK_TIMEOUT_S: Final = 10.0
 END_TIMEOUT_S: Final = 10.0
 
 _AT_WORK: Final = "Performing controller activation"

@@ -26,16 +26,16 @@ class NoRepetition(logging.Filter):
 
     def __init__(self) -> None:
         super().__init__()
-        self._passed: dict[str, float] = {}
+        self._passed: dict[str, list[float]] = {}
 
     def filter(self, record: logging.LogRecord) -> bool:
         """True for a line that was not there lately."""
         now, line = time.monotonic(), record.getMessage()
-        self._passed = {known: at for known, at in self._passed.items() if now - at < REPEAT_AFTER_S}
-        if line in self._passed:
-            return False
-        self._passed[line] = now
-        return True
+        for known, passed in list(self._passed.items()):
+            if now - passed[0] >= REPEAT_AFTER_S:
+                self._passed.pop(known, None)
+        passed = [now]  # an object of its own: threads that log the same line at once agree whose it is
+        return self._passed.setdefault(line, passed) is passed
 
 
 LOGGER.addFilter(NoRepetition())

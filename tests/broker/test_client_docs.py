@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -29,14 +30,15 @@ def python(broker: Broker, prefix: str, tmp_path: Path) -> Callable[[str], str]:
     environment |= {
         "MODELCAST_BOOTSTRAP_SERVERS": broker.bootstrap_servers,
         "MODELCAST_PREFIX": prefix,
-        "MODELCAST_STATE_DIR": str(tmp_path / "state"),
         "MODELCAST_CACHE_DIR": str(tmp_path / "cache"),
     }
 
     def run(code: str) -> str:
+        # A state folder of its own: what another block remembered of the registry would stand in for a slow answer.
+        state = {"MODELCAST_STATE_DIR": tempfile.mkdtemp(dir=tmp_path)}
         done = subprocess.run(
             [sys.executable, "-W", "error", "-c", code],
-            cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False,
+            cwd=tmp_path, env=environment | state, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False,
         )  # fmt: skip
         assert done.returncode == 0, f"{code}\n{done.stdout}\n{done.stderr}"
         return done.stdout

@@ -94,6 +94,7 @@ def stream(broker: Broker, prefix: str, tmp_path: Path) -> Stream:
 
 
 def scores(stream: Stream) -> list[float]:
+    oracle.await_settled(stream.servers, stream.predictions)
     known = oracle.writer_schemas(stream.servers, stream.connection.topics.schemas)
     return [oracle.decode(record.value(), known)["score"] for record in oracle.read(stream.servers, stream.predictions)]
 
@@ -101,6 +102,7 @@ def scores(stream: Stream) -> list[float]:
 def letters(stream: Stream) -> list[tuple[int, str, str]]:
     """(offset, word, message) of each dead letter."""
     found = []
+    oracle.await_settled(stream.servers, f"{stream.predictions}.dead-letters")
     for record in oracle.read(stream.servers, f"{stream.predictions}.dead-letters"):
         headers = {name: value.decode() for name, value in record.headers()}
         where, word, said = (headers[f"__streams.errors.{name}"] for name in ("offset", "exception", "message"))
@@ -109,7 +111,7 @@ def letters(stream: Stream) -> list[tuple[int, str, str]]:
 
 
 def until(running: Running, condition: Callable[[], bool]) -> None:
-    wait_until(lambda: running.error is not None or condition(), LONGEST_S)
+    wait_until(lambda: running.error is not None or condition(), "what the test waits for", LONGEST_S)
     assert running.error is None
 
 

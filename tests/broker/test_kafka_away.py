@@ -41,7 +41,6 @@ def log(own_broker: Broker) -> Iterator[KafkaLog]:
 def test_a_commit_without_an_answer_is_in_doubt_until_the_id_is_taken_again(
     own_broker: Broker, log: KafkaLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(transaction, "COMMIT_TIMEOUT_S", 1.0)
     topic = fresh(log)
     writer = log.transactional_writer(topic, timeout_ms=TIMEOUT_MS)
     writer.begin()
@@ -49,8 +48,10 @@ def test_a_commit_without_an_answer_is_in_doubt_until_the_id_is_taken_again(
     writer.flush(DEADLINE_S)
     own_broker.pause()
     try:
-        with pytest.raises(OutcomeUnknownError, match="not known") as raised:
-            writer.commit()
+        with monkeypatch.context() as patch:
+            patch.setattr(transaction, "COMMIT_TIMEOUT_S", 1.0)
+            with pytest.raises(OutcomeUnknownError, match="not known") as raised:
+                writer.commit()
         assert raised.value.retriable is False
         with pytest.raises(OutcomeUnknownError):
             writer.begin()

@@ -226,6 +226,7 @@ def test_f43_an_event_that_no_letter_holds_is_cut_and_a_time_the_broker_refuses_
     target = world.make(fresh_topic("mended"))  # refuses what is more than an hour ahead
     done = world.shell.json("dlq", "replay", f"{events}-scores.dead-letters", "--to", target)
     assert (done["sent"], done["passed_over"]) == (2, 2)
+    oracle.await_settled(world.servers, target)
     sent = {message.value(): message.timestamp()[1] for message in oracle.read(world.servers, target)}
     assert sent[b""] == 1
     assert sent[b"{}"] < far_ms

@@ -45,6 +45,8 @@ class Fetcher(threading.Thread):
             line = [sys.executable, "-m", "tests.faults.cache_child", *self._arguments, f"{self._seed}-{starts}"]
             with subprocess.Popen(line, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as child:
                 self.process = child
+                if self.is_ending:  # `kill` came while this one was being started
+                    child.kill()
                 assert child.stdout is not None
                 last = deque(map(self._hear, child.stdout), maxlen=20)
             if child.returncode != -signal.SIGKILL:
@@ -102,6 +104,7 @@ def test_f38_f44_whatever_happens_to_a_cache_nothing_wrong_is_ever_handed_out(tm
         fetcher.kill()
     for fetcher in fetchers:
         fetcher.join(60)
+        assert not fetcher.is_alive()
     print([fetcher.said for fetcher in fetchers])
     assert not any(fetcher.wrong for fetcher in fetchers), [fetcher.wrong for fetcher in fetchers]
     assert sum(fetcher.said["ok"] for fetcher in fetchers) >= FETCHES_MIN

@@ -203,14 +203,15 @@ def test_f37_a_signal_while_nobody_answers_a_commit_ends_the_scorer_all_the_same
 def test_f29_an_id_that_can_not_be_taken_in_time_is_an_error_and_no_noise(
     stage: Stage, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("modelcast.kafka.transaction.INIT_TIMEOUT_S", 0.5)
     hold = proxy.hold(Api.INIT_PRODUCER_ID, Way.ANSWER)
     with KafkaLog({"bootstrap.servers": proxy.address}) as log:
-        for take in (log.transactional_batch_producer, log.transactional_writer):
-            with pytest.raises(BrokerError, match="can't take transactional id"):
-                take(f"{stage.prefix}-id", timeout_ms=10_000)  # a warning of the client's would be raised instead
-            hold.lose()
-            hold = proxy.hold(Api.INIT_PRODUCER_ID, Way.ANSWER)
+        with monkeypatch.context() as patch:
+            patch.setattr("modelcast.kafka.transaction.INIT_TIMEOUT_S", 0.5)
+            for take in (log.transactional_batch_producer, log.transactional_writer):
+                with pytest.raises(BrokerError, match="can't take transactional id"):
+                    take(f"{stage.prefix}-id", timeout_ms=10_000)  # a warning of the client's would be raised instead
+                hold.lose()
+                hold = proxy.hold(Api.INIT_PRODUCER_ID, Way.ANSWER)
         hold.let_go()
         with closing(log.transactional_batch_producer(f"{stage.prefix}-id", timeout_ms=10_000)) as producer:
             producer.begin()

@@ -64,6 +64,8 @@ class Topics:
 
     def span(self, topic: str, partition: int) -> tuple[int, int]:
         """The first offset, and the end whatever transaction is open."""
+        # A node that was just back may have said that there is no such partition, and a client believes it for minutes.
+        self._uncommitted.list_topics(topic, 10)
         low, high = self._uncommitted.get_watermark_offsets(TopicPartition(topic, partition), 10)
         return low, high
 
