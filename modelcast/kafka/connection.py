@@ -80,6 +80,7 @@ def metadata(client: AdminClient | Producer | Consumer, faults: Faults) -> Mappi
         serve(client, faults)
         is_late = time.monotonic() + _METADATA_ATTEMPT_S > deadline
         if is_late or not faults.explain(error, _UNREACHED).retriable:
+            # Made anew: one that this frame knew would make a circle with its traceback, and keep the client.
             raise faults.explain(error, _UNREACHED)
 
 

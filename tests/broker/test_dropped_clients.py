@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import itertools
 import sys
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from modelcast.kafka.batch import KafkaTransactionalBatchProducer
 from modelcast.log import TransactionalWriter
 from tests.brokers import Broker
 from tests.log_contract import DEADLINE_S, fresh
+from tests.unit.control_rig import wait_until
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="threads are counted by name in /proc")
 
@@ -25,23 +25,22 @@ TRANSACTION_TIMEOUT_MS = 120_000
 TIMES = 3
 
 
-def clients() -> int:
-    """Clients of Kafka in this process: each has one thread of this name as long as it is there."""
-    names = (thread.read_text() for thread in Path("/proc/self/task").glob("*/comm"))
-    return sum(name == "rdk:main\n" for name in names)
+def clients() -> set[str]:
+    """Clients of Kafka in this process by their main threads, which are there as long as they are."""
+    return {thread.name for thread in Path("/proc/self/task").iterdir() if name_of(thread) == "rdk:main"}
 
 
-def assert_clients(count: int) -> None:
-    """A thread that was ended may be listed for a moment."""
-    deadline = time.monotonic() + DEADLINE_S
-    while clients() != count:
-        assert time.monotonic() < deadline, f"{clients()} clients are there, not {count}"
-        time.sleep(0.02)
+def name_of(thread: Path) -> str:
+    try:
+        return (thread / "comm").read_text().strip()
+    except (FileNotFoundError, ProcessLookupError):  # it ended meanwhile
+        return ""
 
 
 @pytest.fixture
-def log(broker: Broker) -> KafkaLog:
-    return KafkaLog({"bootstrap.servers": broker.bootstrap_servers})
+def log(broker: Broker) -> Iterator[KafkaLog]:
+    with KafkaLog({"bootstrap.servers": broker.bootstrap_servers}) as log:
+        yield log
 
 
 def fence_in_mid_commit(log: KafkaLog, topic: str) -> None:
@@ -76,7 +75,7 @@ def test_a_producer_whose_id_was_taken_in_mid_commit_is_gone_once_it_is_dropped(
     before = clients()
     for _ in range(TIMES):
         fence(log, topic)
-    assert_clients(before)
+    wait_until(lambda: clients() <= before, "the clients to be gone")
 
 
 def test_a_committer_keeps_one_producer_however_often_it_has_to_take_another(log: KafkaLog) -> None:
@@ -88,19 +87,16 @@ def test_a_committer_keeps_one_producer_however_often_it_has_to_take_another(log
             lambda: log.transactional_batch_producer(events, timeout_ms=TRANSACTION_TIMEOUT_MS),
             clock=days.__next__,
         )
+        before = clients()
         committer.start()
         try:
-            before = clients()
             for offset in range(TIMES):
                 log.transactional_batch_producer(events, timeout_ms=TRANSACTION_TIMEOUT_MS).close()
                 records = [{"key": None, "value": b"x"}]
                 batch = ScoredBatch(1, 1, {(scores, 0): records}, (), {0: offset + 1}, member.group_metadata())
                 assert committer.submit(batch, DEADLINE_S)
-                deadline = time.monotonic() + DEADLINE_S
-                while committer.stage is not Stage.FAILED:
-                    assert time.monotonic() < deadline, committer.stage
-                    time.sleep(0.02)
+                wait_until(lambda: committer.stage is Stage.FAILED, "another producer")
                 committer.resume()
-            assert_clients(before)
+            wait_until(lambda: len(clients() - before) == 1, "all but one to be gone")
         finally:
             committer.close(DEADLINE_S)
